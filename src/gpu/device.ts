@@ -1,0 +1,474 @@
+// The one door to the GPU. WebGPU reports errors silently and late; here every one becomes a thrown GpuError that names
+// the kernel: pipelines are made inside error scopes, everything else inside scopes that each read closes and reopens.
+import {
+  type Access,
+  type Kernel,
+  type KernelSequence,
+  paddedSize,
+  type Target,
+} from "../../kernels/kernel.ts";
+import { GpuError } from "../core/errors.ts";
+import { prepareEnvironment } from "./environment.ts";
+import { BufferPool } from "./pool.ts";
+import { ReadBack } from "./read_back.ts";
+import { pad, type Tensor, unpad } from "./tensor.ts";
+
+/** How a device is opened. */
+export interface DeviceOptions {
+  /** Kernel family; by default "software" on CPU adapters and "gpu" on the rest. */
+  readonly family?: Target["family"];
+  /** False reads by awaiting the mapping. */
+  readonly synchronousReadBack?: boolean;
+  /** False does without subgroups even where the adapter has them. */
+  readonly subgroups?: boolean;
+}
+
+/** A kernel ready to run: what a command encoder needs. */
+export interface Dispatch {
+  readonly label: string;
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly grid: readonly [number, number, number];
+}
+
+interface CachedPipeline {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+}
+
+const SCOPES: readonly GPUErrorFilter[] = ["validation", "out-of-memory", "internal"];
+
+/** A GPU (or a CPU that poses as one) with its kernels, memory and errors. */
+export class Device implements Disposable {
+  /** What kernels must know of the adapter. */
+  readonly target: Target;
+  /** Adapter description for reports, e.g. `llvmpipe (LLVM 15.0.6, 256 bits)`. */
+  readonly adapterName: string;
+  readonly limits: GPUSupportedLimits;
+  readonly #gpu: GPUDevice;
+  readonly #pool: BufferPool;
+  readonly #readBack: ReadBack;
+  readonly #pipelines = new Map<string, CachedPipeline>();
+  readonly #layouts = new Map<string, { group: GPUBindGroupLayout; pipeline: GPUPipelineLayout }>();
+  #pending: Promise<void>[] = [];
+  #errors: string[] = [];
+  #lost: string | undefined;
+
+  private constructor(gpu: GPUDevice, adapter: GPUAdapter, target: Target, synchronous: boolean) {
+    this.#gpu = gpu;
+    this.target = target;
+    this.adapterName = adapter.info.description || adapter.info.vendor || "unknown adapter";
+    this.limits = gpu.limits;
+    gpu.lost.then((info) => this.#lost = info.message || info.reason);
+    gpu.addEventListener("uncapturederror", (event) => {
+      event.preventDefault();
+      this.#errors.push((event as GPUUncapturedErrorEvent).error.message);
+    });
+    this.#openScopes();
+    this.#pool = new BufferPool(
+      gpu,
+      Math.min(gpu.limits.maxStorageBufferBindingSize, gpu.limits.maxBufferSize),
+    );
+    this.#readBack = new ReadBack(gpu, synchronous);
+  }
+
+  /**
+   * Opens the adapter with all its limits, with subgroups where it has them.
+   *
+   * @param options kernel family and fallbacks, for tests and odd adapters
+   * @returns the device
+   * @throws GpuError when there is no adapter
+   */
+  static async open(options: DeviceOptions = {}): Promise<Device> {
+    const { synchronousReadBack = true, subgroups = true } = options;
+    prepareEnvironment();
+    const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+    if (adapter === null) {
+      throw new GpuError(
+        "No WebGPU adapter: install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers)",
+      );
+    }
+    const requiredLimits: Record<string, number> = {};
+    for (const name in adapter.limits) {
+      const value = adapter.limits[name as keyof GPUSupportedLimits];
+      if (typeof value === "number") requiredLimits[name] = value;
+    }
+    const features: GPUFeatureName[] = adapter.features.has("timestamp-query")
+      ? ["timestamp-query"]
+      : [];
+    const request = (extra: GPUFeatureName[]) =>
+      adapter.requestDevice({ requiredFeatures: [...features, ...extra], requiredLimits });
+    let gpu: GPUDevice | undefined;
+    let subgroupSize = 0;
+    if (subgroups) {
+      // Deno does not list the feature on its adapters, but grants it where the driver has it.
+      gpu = await request(["subgroups" as GPUFeatureName]).catch(() => undefined);
+      const info = adapter.info as GPUAdapterInfo & {
+        subgroupMinSize?: number;
+        subgroupMaxSize?: number;
+      };
+      if (gpu !== undefined && info.subgroupMinSize === info.subgroupMaxSize) {
+        subgroupSize = info.subgroupMinSize ?? 0;
+      }
+    }
+    gpu ??= await request([]);
+    const family = options.family ?? (adapter.info.isFallbackAdapter ? "software" : "gpu");
+    return new Device(gpu, adapter, { family, subgroupSize }, synchronousReadBack);
+  }
+
+  /** Bytes of GPU memory in use. */
+  get liveBytes(): number {
+    return this.#pool.liveBytes;
+  }
+
+  /** Largest number of bytes of GPU memory ever held. */
+  get peakBytes(): number {
+    return this.#pool.peakBytes;
+  }
+
+  /** Whether read-back takes the fast way. */
+  get synchronousReadBack(): boolean {
+    return this.#readBack.synchronous;
+  }
+
+  /** Largest tensor that can be bound, in bytes. */
+  get maxTensorBytes(): number {
+    return Math.min(this.limits.maxStorageBufferBindingSize, this.limits.maxBufferSize);
+  }
+
+  /**
+   * A tensor of zeros (or, with `zeroed: false`, of whatever was there).
+   *
+   * @param shape logical shape, channels last
+   * @param options label for messages
+   * @returns the tensor; give it back with {@linkcode Device.release}
+   */
+  tensor(
+    shape: readonly number[],
+    options: { label?: string; zeroed?: boolean } = {},
+  ): Tensor {
+    const { label = "tensor", zeroed = true } = options;
+    return this.#allocate(shape, Math.max(4, paddedSize(shape)) * 4, label, zeroed);
+  }
+
+  /**
+   * A tensor with the given elements.
+   *
+   * @param shape logical shape, channels last
+   * @param data logical elements in C order
+   * @param options label for messages
+   * @returns the tensor
+   * @throws RangeError when the data does not fill the shape
+   */
+  fromArray(
+    shape: readonly number[],
+    data: ArrayLike<number>,
+    options: { label?: string } = {},
+  ): Tensor {
+    const tensor = this.tensor(shape, { ...options, zeroed: false });
+    this.upload(tensor, data);
+    return tensor;
+  }
+
+  /**
+   * A buffer of 32-bit words: tables and indices, bound as array<u32>.
+   *
+   * @param data the words
+   * @param options label for messages
+   * @returns a tensor whose shape is the number of words
+   */
+  uint32(data: Uint32Array<ArrayBuffer>, options: { label?: string } = {}): Tensor {
+    const { label = "table" } = options;
+    const bytes = Math.max(16, data.byteLength);
+    const tensor = this.#allocate([data.length], bytes, label, true);
+    this.#gpu.queue.writeBuffer(tensor.buffer, 0, data);
+    return tensor;
+  }
+
+  /**
+   * Overwrites a tensor with logical elements.
+   *
+   * @param tensor the target
+   * @param data as many elements as its shape has
+   * @throws RangeError when the counts differ
+   */
+  upload(tensor: Tensor, data: ArrayLike<number>): void {
+    const size = tensor.shape.reduce((product, n) => product * n, 1);
+    if (size !== data.length) {
+      throw new RangeError(
+        `Cannot upload ${data.length} elements to "${tensor.label}": its shape [${
+          tensor.shape.join(", ")
+        }] has ${size}`,
+      );
+    }
+    this.#gpu.queue.writeBuffer(tensor.buffer, tensor.offset, pad(tensor.shape, data));
+  }
+
+  /** Overwrites the raw words of a tensor, starting at its first byte. */
+  uploadRaw(tensor: Tensor, data: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>): void {
+    this.#gpu.queue.writeBuffer(tensor.buffer, tensor.offset, data);
+  }
+
+  /** Gives a tensor's memory back. Views share their buffer: release the whole, once. */
+  release(tensor: Tensor): void {
+    this.#pool.release(tensor.buffer);
+  }
+
+  /** Destroys pooled buffers that nobody uses. */
+  trim(): void {
+    this.#pool.trim();
+  }
+
+  /**
+   * The logical elements of a tensor, after all work submitted so far.
+   *
+   * @param tensor the tensor
+   * @returns a copy
+   * @throws GpuError when anything went wrong on the device since the last read
+   */
+  async read(tensor: Tensor): Promise<Float32Array<ArrayBuffer>> {
+    return unpad(tensor.shape, await this.readRaw(tensor));
+  }
+
+  /** As {@linkcode Device.read}, padding included. */
+  async readRaw(tensor: Tensor): Promise<Float32Array<ArrayBuffer>> {
+    return new Float32Array(await this.#readBytes(tensor));
+  }
+
+  /** As {@linkcode Device.read}, as raw words. */
+  async readUint32(tensor: Tensor): Promise<Uint32Array<ArrayBuffer>> {
+    return new Uint32Array(await this.#readBytes(tensor));
+  }
+
+  /**
+   * Waits for all submitted work.
+   *
+   * @throws GpuError when anything went wrong on the device since the last check
+   */
+  async synchronize(): Promise<void> {
+    const probe = this.#allocate([4], 16, "synchronize", false);
+    await this.#readBytes(probe);
+    this.release(probe);
+  }
+
+  /**
+   * Runs a kernel now.
+   *
+   * @param kernel one kernel, or several that run in order
+   * @param bindings a tensor for every binding, by name
+   * @throws TypeError when a binding is missing or unknown
+   */
+  run(kernel: Kernel | KernelSequence, bindings: Readonly<Record<string, Tensor>>): void {
+    if ("kernels" in kernel) {
+      const temporaries = Object.entries(kernel.temporaries).map(([name, size]) =>
+        [name, this.tensor([size], { label: name, zeroed: false })] as const
+      );
+      const all = { ...bindings, ...Object.fromEntries(temporaries) };
+      this.submit(kernel.kernels.map((one) => this.prepare(one, pick(one, all))));
+      for (const [, tensor] of temporaries) this.release(tensor);
+      return;
+    }
+    this.submit([this.prepare(kernel, bindings)]);
+  }
+
+  /**
+   * Makes a dispatch: pipeline from the cache, bind group for these tensors.
+   *
+   * @param kernel the kernel
+   * @param bindings a tensor for every binding, by name
+   * @returns what {@linkcode Device.submit} takes
+   * @throws TypeError when a binding is missing or unknown
+   */
+  prepare(kernel: Kernel, bindings: Readonly<Record<string, Tensor>>): Dispatch {
+    const { pipeline, layout } = this.#pipeline(kernel);
+    const names = new Set(kernel.bindings.map((binding) => binding.name));
+    for (const name of Object.keys(bindings)) {
+      if (!names.has(name)) {
+        throw new TypeError(`Kernel "${kernel.label}" has no binding "${name}"`);
+      }
+    }
+    const entries = kernel.bindings.map(({ name }, binding) => {
+      const tensor = bindings[name];
+      if (tensor === undefined) {
+        throw new TypeError(`Kernel "${kernel.label}" needs a tensor for binding "${name}"`);
+      }
+      const { buffer, offset, byteLength: size } = tensor;
+      return { binding, resource: { buffer, offset, size } };
+    });
+    const bindGroup = this.#gpu.createBindGroup({ layout, entries, label: kernel.label });
+    return { label: kernel.label, pipeline, bindGroup, grid: kernel.grid };
+  }
+
+  /**
+   * Runs dispatches in order, in one command buffer.
+   *
+   * @param dispatches what to run
+   * @param times how often to run the whole list
+   */
+  submit(dispatches: readonly Dispatch[], times = 1): void {
+    const encoder = this.#gpu.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    for (let time = 0; time < times; time++) {
+      for (const { pipeline, bindGroup, grid } of dispatches) {
+        pass.setPipeline(pipeline);
+        pass.setBindGroup(0, bindGroup);
+        pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
+      }
+    }
+    pass.end();
+    this.#gpu.queue.submit([encoder.finish()]);
+  }
+
+  /**
+   * Runs dispatches once, timing each with GPU timestamps.
+   *
+   * @param dispatches what to run
+   * @returns nanoseconds of each, or undefined where the adapter has no timestamps
+   */
+  async time(dispatches: readonly Dispatch[]): Promise<number[] | undefined> {
+    if (!this.#gpu.features.has("timestamp-query")) return undefined;
+    const count = 2 * dispatches.length;
+    const querySet = this.#gpu.createQuerySet({ type: "timestamp", count });
+    const usage = GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC;
+    const resolved = this.#gpu.createBuffer({ size: count * 8, usage, label: "timestamps" });
+    const encoder = this.#gpu.createCommandEncoder();
+    dispatches.forEach(({ pipeline, bindGroup, grid }, i) => {
+      const timestampWrites = {
+        querySet,
+        beginningOfPassWriteIndex: 2 * i,
+        endOfPassWriteIndex: 2 * i + 1,
+      };
+      const pass = encoder.beginComputePass({ timestampWrites });
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(0, bindGroup);
+      pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
+      pass.end();
+    });
+    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
+    this.#gpu.queue.submit([encoder.finish()]);
+    const bytes = await this.#readBack.read(resolved, 0, count * 8);
+    await this.#check();
+    const stamps = new BigUint64Array(bytes);
+    querySet.destroy();
+    resolved.destroy();
+    return dispatches.map((_, i) => Number(stamps[2 * i + 1]! - stamps[2 * i]!));
+  }
+
+  /** Copies one tensor over another of the same size. */
+  copy(from: Tensor, to: Tensor): void {
+    const encoder = this.#gpu.createCommandEncoder();
+    encoder.copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, from.byteLength);
+    this.#gpu.queue.submit([encoder.finish()]);
+  }
+
+  /** Destroys the device and all its memory. */
+  dispose(): void {
+    this.#readBack.dispose();
+    this.#pool.trim();
+    this.#gpu.destroy();
+  }
+
+  /** As {@linkcode Device.dispose}, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #allocate(shape: readonly number[], bytes: number, label: string, zeroed: boolean): Tensor {
+    const acquired = this.#pool.acquire(bytes, label);
+    if (zeroed && !acquired.zeroed) {
+      const encoder = this.#gpu.createCommandEncoder();
+      encoder.clearBuffer(acquired.buffer);
+      this.#gpu.queue.submit([encoder.finish()]);
+    }
+    return { shape: [...shape], buffer: acquired.buffer, offset: 0, byteLength: bytes, label };
+  }
+
+  async #readBytes(tensor: Tensor): Promise<ArrayBuffer> {
+    let bytes: ArrayBuffer;
+    try {
+      bytes = await this.#readBack.read(tensor.buffer, tensor.offset, tensor.byteLength);
+    } catch (error) {
+      await this.#check();
+      throw new GpuError(`Cannot read "${tensor.label}": ${(error as Error).message}`);
+    }
+    await this.#check();
+    return bytes;
+  }
+
+  /** Throws what went wrong since the last check. */
+  async #check(): Promise<void> {
+    for (const filter of SCOPES) this.#closeScope(filter);
+    this.#openScopes();
+    const pending = this.#pending;
+    this.#pending = [];
+    await Promise.all(pending);
+    if (this.#lost !== undefined) throw new GpuError(`The GPU device was lost: ${this.#lost}`);
+    const [first] = this.#errors;
+    this.#errors = [];
+    if (first !== undefined) throw new GpuError(first);
+  }
+
+  #openScopes(): void {
+    for (const filter of SCOPES.toReversed()) this.#gpu.pushErrorScope(filter);
+  }
+
+  #closeScope(filter: string, label?: string): void {
+    this.#pending.push(
+      this.#gpu.popErrorScope().then((error) => {
+        if (error === null) return;
+        const where = label === undefined ? "" : `kernel "${label}": `;
+        this.#errors.push(`${where}${filter} error: ${error.message}`);
+      }, () => {}), // a lost device rejects; #check reports the loss
+    );
+  }
+
+  #pipeline(kernel: Kernel): CachedPipeline {
+    const key = kernel.code;
+    const cached = this.#pipelines.get(key);
+    if (cached !== undefined) return cached;
+    const { label } = kernel;
+    this.#gpu.pushErrorScope("validation");
+    const layout = this.#layout(kernel.bindings.map((binding) => binding.access));
+    const module = this.#gpu.createShaderModule({ code: kernel.code, label });
+    const pipeline = this.#gpu.createComputePipeline({
+      label,
+      layout: layout.pipeline,
+      compute: { module, entryPoint: "main" },
+    });
+    this.#closeScope("validation", label);
+    const made = { pipeline, layout: layout.group };
+    this.#pipelines.set(key, made);
+    return made;
+  }
+
+  /** Explicit layouts, shared by all kernels with the same accesses ("auto" drops unused bindings). */
+  #layout(accesses: readonly Access[]): { group: GPUBindGroupLayout; pipeline: GPUPipelineLayout } {
+    const key = accesses.join();
+    const cached = this.#layouts.get(key);
+    if (cached !== undefined) return cached;
+    const group = this.#gpu.createBindGroupLayout({
+      entries: accesses.map((access, binding) => ({
+        binding,
+        visibility: GPUShaderStage.COMPUTE,
+        buffer: { type: access === "read" ? "read-only-storage" as const : "storage" as const },
+      })),
+    });
+    const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [group] });
+    const made = { group, pipeline };
+    this.#layouts.set(key, made);
+    return made;
+  }
+}
+
+/** The bindings that a kernel of a sequence uses. */
+export function pick(
+  kernel: Kernel,
+  bindings: Readonly<Record<string, Tensor>>,
+): Record<string, Tensor> {
+  const picked: Record<string, Tensor> = {};
+  for (const { name } of kernel.bindings) {
+    const tensor = bindings[name];
+    if (tensor !== undefined) picked[name] = tensor;
+  }
+  return picked;
+}

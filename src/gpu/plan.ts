@@ -1,0 +1,115 @@
+// Work recorded once and replayed many times: kernels, bind groups and buffers are made while recording; a replay only
+// encodes and submits. Buffers released while recording are handed to later work of the same plan, which is safe
+// because every replay runs in recorded order; so memory follows lifetimes, not the number of tensors.
+import { type Kernel, type KernelSequence, paddedSize } from "../../kernels/kernel.ts";
+import { type Device, type Dispatch, pick } from "./device.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** Takes kernels in the order they run. */
+export interface Recorder {
+  readonly device: Device;
+  /** A tensor for intermediate results; its bytes are whatever was there. */
+  tensor(shape: readonly number[], label: string): Tensor;
+  /** Lets later work reuse the tensor's memory. */
+  release(tensor: Tensor): void;
+  /** Runs a kernel at this point, with a tensor for every binding by name. */
+  run(kernel: Kernel | KernelSequence, bindings: Readonly<Record<string, Tensor>>): void;
+}
+
+/** A recorded list of dispatches with the memory they need. */
+export class Plan implements Recorder, Disposable {
+  readonly device: Device;
+  readonly #dispatches: Dispatch[] = [];
+  readonly #owned = new Set<GPUBuffer>();
+  readonly #free: Tensor[] = [];
+
+  /** @param device where the plan runs */
+  constructor(device: Device) {
+    this.device = device;
+  }
+
+  /** How many dispatches one replay runs. */
+  get length(): number {
+    return this.#dispatches.length;
+  }
+
+  /** What one replay runs, for profiling. */
+  get dispatches(): readonly Dispatch[] {
+    return this.#dispatches;
+  }
+
+  /** As {@linkcode Recorder.tensor}; the memory belongs to the plan. */
+  tensor(shape: readonly number[], label: string): Tensor {
+    const bytes = Math.max(4, paddedSize(shape)) * 4;
+    // The smallest free buffer that fits without wasting more than half of it.
+    let best = -1;
+    for (let i = 0; i < this.#free.length; i++) {
+      const size = this.#free[i]!.buffer.size;
+      if (size < bytes || size > 2 * bytes + 4096) continue;
+      if (best < 0 || size < this.#free[best]!.buffer.size) best = i;
+    }
+    if (best >= 0) {
+      const [{ buffer }] = this.#free.splice(best, 1) as [Tensor];
+      return { shape: [...shape], buffer, offset: 0, byteLength: bytes, label };
+    }
+    const tensor = this.device.tensor(shape, { label, zeroed: false });
+    this.#owned.add(tensor.buffer);
+    return tensor;
+  }
+
+  /** As {@linkcode Recorder.release}; tensors the plan does not own are left alone. */
+  release(tensor: Tensor): void {
+    if (this.#owned.has(tensor.buffer) && !this.#free.some((f) => f.buffer === tensor.buffer)) {
+      this.#free.push(tensor);
+    }
+  }
+
+  /** As {@linkcode Recorder.run}. */
+  run(kernel: Kernel | KernelSequence, bindings: Readonly<Record<string, Tensor>>): void {
+    if (!("kernels" in kernel)) {
+      this.#dispatches.push(this.device.prepare(kernel, bindings));
+      return;
+    }
+    const temporaries = Object.entries(kernel.temporaries).map(([name, size]) =>
+      [name, this.tensor([size], name)] as const
+    );
+    const all = { ...bindings, ...Object.fromEntries(temporaries) };
+    for (const one of kernel.kernels) {
+      this.#dispatches.push(this.device.prepare(one, pick(one, all)));
+    }
+    for (const [, tensor] of temporaries) this.release(tensor);
+  }
+
+  /**
+   * Runs the recorded work.
+   *
+   * @param times how often
+   * @param timesPerSubmit how many of them share a submit
+   */
+  replay(times = 1, timesPerSubmit = 1): void {
+    for (let done = 0; done < times; done += timesPerSubmit) {
+      this.device.submit(this.#dispatches, Math.min(timesPerSubmit, times - done));
+    }
+  }
+
+  /** Gives the plan's memory back to the device. */
+  dispose(): void {
+    for (const buffer of this.#owned) {
+      this.device.release({
+        shape: [],
+        buffer,
+        offset: 0,
+        byteLength: buffer.size,
+        label: "plan",
+      });
+    }
+    this.#owned.clear();
+    this.#free.length = 0;
+    this.#dispatches.length = 0;
+  }
+
+  /** As {@linkcode Plan.dispose}, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
