@@ -354,10 +354,27 @@ export class Device implements Disposable {
     return dispatches.map((_, i) => Number(stamps[2 * i + 1]! - stamps[2 * i]!));
   }
 
-  /** Copies one tensor over another of the same size. */
-  copy(from: Tensor, to: Tensor): void {
+  /**
+   * Copies bytes between tensors.
+   *
+   * @param from source
+   * @param to target; neither may be a view of the other's buffer
+   * @param range first byte in each and number of bytes (multiples of 4); by default all of the source
+   */
+  copy(
+    from: Tensor,
+    to: Tensor,
+    range: { fromByte?: number; toByte?: number; byteLength?: number } = {},
+  ): void {
+    const { fromByte = 0, toByte = 0, byteLength = from.byteLength } = range;
     const encoder = this.#gpu.createCommandEncoder();
-    encoder.copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, from.byteLength);
+    encoder.copyBufferToBuffer(
+      from.buffer,
+      from.offset + fromByte,
+      to.buffer,
+      to.offset + toByte,
+      byteLength,
+    );
     this.#gpu.queue.submit([encoder.finish()]);
   }
 

@@ -1,0 +1,234 @@
+// Weight gradient of a convolution for CPU adapters (family "software"): dw[o, tap, c] = sum over pixels of
+// dy[pixel, o] * x[pixel shifted by tap, c]. A lane owns one vec4 of input channels of one tap, or of a whole kernel
+// row so that neighbouring taps share their loads; all lanes share a tile of output channels, whose dy each lane
+// loads in part and hands on with subgroupShuffle. Pixels are split over workgroups into partial sums.
+import { type Conv2dSpec, shapeLabel } from "./conv2d_plan.ts";
+import { COMPONENTS, declareBindings, type Kernel, padded, range, type Target } from "./kernel.ts";
+
+/** Register tile of a lane. */
+export interface WeightTile {
+  /** Output channels, a multiple of 4. */
+  readonly rows: number;
+  /** Output pixels of a step, neighbours in a row. */
+  readonly run: number;
+  /** Taps of a lane: 1 or the kernel's width. */
+  readonly taps: number;
+}
+
+/** A weight-gradient kernel and the number of partial sums it writes to binding `partials` (or one to `dw`). */
+export interface WeightKernel {
+  readonly kernel: Kernel;
+  readonly splits: number;
+}
+
+/** Workgroup size when the device has no subgroups. */
+const LANES_WITHOUT_SUBGROUPS = 8;
+
+/** Workgroups to aim at: enough for some threads, few enough to keep the partial sums small. */
+const WORKGROUPS = 48;
+
+/**
+ * Kernel of the weight gradient for a CPU adapter.
+ *
+ * @param spec Shape of the convolution.
+ * @param target Subgroup size; 0 selects plain loads instead of shuffles.
+ * @param tile Register tile, by default the cheapest modelled one.
+ * @returns Kernel with bindings `x`, `dy` and `partials`, or `dw` when one split is enough.
+ */
+export function weightGradientSoftware(
+  spec: Conv2dSpec,
+  target: Target,
+  tile: WeightTile = chooseWeightTile(spec, target),
+): WeightKernel {
+  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
+  const shuffles = target.subgroupSize > 0;
+  const channels = spec.outChannels / spec.group;
+  const vectors = padded(spec.inChannels / spec.group) / 4;
+  const outVectors = padded(channels) / 4;
+  const units = spec.kernelHeight * (spec.kernelWidth / tile.taps) * vectors;
+  const unitGroups = Math.ceil(units / lanes);
+  const rowTiles = Math.ceil(channels / tile.rows);
+  const blocksPerRow = Math.ceil(spec.outWidth / tile.run);
+  const blocks = spec.batch * spec.outHeight * blocksPerRow;
+  const wanted = Math.ceil(WORKGROUPS / (unitGroups * rowTiles * spec.group));
+  const blocksPerSplit = Math.ceil(blocks / Math.min(wanted, blocks));
+  const splits = Math.ceil(blocks / blocksPerSplit);
+  const output = splits > 1 ? "partials" : "dw";
+  const bindings = [
+    { name: "x", access: "read" },
+    { name: "dy", access: "read" },
+    { name: output, access: "read_write" },
+  ] as const;
+  const filter = spec.kernelHeight * spec.kernelWidth * vectors;
+  const quarter = tile.rows / 4;
+  const rows = range(tile.rows);
+  const taps = range(tile.taps);
+  const store = rows.map((m) =>
+    `    if (row + ${m}u < ${channels}u) {\n` +
+    taps.map((tap) => `      ${output}[at + ${m * filter}u + ${tap * vectors}u] = c${m}_${tap};`)
+      .join("\n") +
+    "\n    }"
+  ).join("\n");
+  const code = /* wgsl */ `${declareBindings(bindings)}
+
+@compute @workgroup_size(${lanes})
+fn main(
+  @builtin(workgroup_id) workgroup: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let flat = workgroup.x * ${lanes}u + lane;
+  let unit = min(flat, ${units - 1}u);
+  let channel = unit % ${vectors}u;
+  let tap = (unit / ${vectors}u) * ${tile.taps}u;
+  let shift_row = i32(tap / ${spec.kernelWidth}u) * ${spec.dilationHeight} - ${spec.padTop};
+  let shift_column = i32(tap % ${spec.kernelWidth}u) * ${spec.dilationWidth} - ${spec.padLeft};
+  let group = workgroup.y / ${rowTiles}u;
+  let row = (workgroup.y % ${rowTiles}u) * ${tile.rows}u;
+${dyElements(tile, lanes, shuffles, outVectors)}
+${rows.map((m) => "  " + taps.map((t) => `var c${m}_${t} = vec4f();`).join(" ")).join("\n")}
+  let begin = workgroup.z * ${blocksPerSplit}u;
+  let end = min(begin + ${blocksPerSplit}u, ${blocks}u);
+  for (var block = begin; block < end; block++) {
+    let b = i32(block % ${blocksPerRow}u) * ${tile.run};
+    let line = i32(block / ${blocksPerRow}u);
+    let in_row = (line % ${spec.outHeight}) * ${spec.strideHeight} + shift_row;
+    let inside = u32(in_row) < ${spec.inHeight}u;
+    let in_line = ((line / ${spec.outHeight}) * ${spec.inHeight} + in_row) * ${spec.inWidth};
+    let in_column = b * ${spec.strideWidth} + shift_column;
+${loads(spec, tile, lanes, shuffles, vectors, outVectors)}
+${products(spec, tile, lanes, shuffles)}
+  }
+  if (flat < ${units}u) {
+    let at = ((workgroup.z * ${spec.group}u + group) * ${channels}u + row) * ${filter}u + tap * ${vectors}u + channel;
+${store}
+  }
+}
+`;
+  return {
+    kernel: {
+      label: `conv2d_backward_weight ${shapeLabel(spec)}`,
+      code,
+      bindings,
+      grid: [unitGroups, rowTiles * spec.group, splits],
+    },
+    splits,
+  };
+
+  /** Which dy elements this lane loads: element e is pixel e / quarter, vec4 e % quarter of the tile. */
+  function dyElements(
+    { run }: WeightTile,
+    lanes: number,
+    shuffles: boolean,
+    outVectors: number,
+  ): string {
+    return range(dyLoads({ ...tile, run }, lanes, shuffles)).map((q) => {
+      const element = shuffles ? `min(${q * lanes}u + lane, ${run * quarter - 1}u)` : `${q}u`;
+      return `  let pixel${q} = i32(${element} / ${quarter}u);
+  let vector${q} = group * ${outVectors}u + min(row / 4u + ${element} % ${quarter}u, ${
+        outVectors - 1
+      }u);`;
+    }).join("\n");
+  }
+}
+
+/** The tile with the lowest modelled cost per useful product; cycles as in the forward pass. */
+export function chooseWeightTile(spec: Conv2dSpec, target: Target): WeightTile {
+  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
+  const channels = padded(spec.outChannels / spec.group);
+  const vectors = padded(spec.inChannels / spec.group) / 4;
+  let best: WeightTile = { rows: 4, run: 1, taps: 1 };
+  let bestCost = Infinity;
+  for (const limit of [32, 24, 16, 8, 4]) {
+    const rows = padded(Math.ceil(channels / Math.ceil(channels / limit)));
+    for (const taps of new Set([1, spec.kernelWidth])) {
+      for (const run of range(Math.min(16, spec.outWidth)).map((i) => i + 1)) {
+        const tile = { rows, run, taps };
+        const terms = rows * taps * run;
+        if (rows * taps > 48 || (terms > 400 && run > 1)) continue;
+        const loads = inputColumns(spec, tile).length +
+          dyLoads(tile, lanes, target.subgroupSize > 0);
+        const units = Math.ceil(spec.kernelHeight * (spec.kernelWidth / taps) * vectors / lanes);
+        const cycles = 65 * loads + 4 * terms + 4 * rows * taps + 60;
+        const cost = cycles * units * Math.ceil(channels / rows) * Math.ceil(spec.outWidth / run);
+        if (cost < bestCost) [best, bestCost] = [tile, cost];
+      }
+    }
+  }
+  return best;
+}
+
+function dyLoads({ rows, run }: WeightTile, lanes: number, shuffles: boolean): number {
+  const elements = run * rows / 4;
+  return shuffles ? Math.ceil(elements / lanes) : elements;
+}
+
+/** Distinct input columns of a step, relative to the first pixel's first tap. */
+function inputColumns(spec: Conv2dSpec, { run, taps }: WeightTile): number[] {
+  const columns = new Set<number>();
+  for (const pixel of range(run)) {
+    for (const tap of range(taps)) {
+      columns.add(pixel * spec.strideWidth + tap * spec.dilationWidth);
+    }
+  }
+  return [...columns].sort((a, b) => a - b);
+}
+
+function loads(
+  spec: Conv2dSpec,
+  tile: WeightTile,
+  lanes: number,
+  shuffles: boolean,
+  vectors: number,
+  outVectors: number,
+): string {
+  const ragged = spec.outWidth % tile.run !== 0;
+  const stride = outVectors * spec.group;
+  const dy = range(dyLoads(tile, lanes, shuffles)).map((q) => {
+    if (!ragged) {
+      return `    let d${q} = dy[u32(line * ${spec.outWidth} + b + pixel${q}) * ${stride}u + vector${q}];`;
+    }
+    return `    let valid${q} = b + pixel${q} < ${spec.outWidth};
+    let d${q} = select(vec4f(), dy[u32(line * ${spec.outWidth} + min(b + pixel${q}, ${
+      spec.outWidth - 1
+    })) * ${stride}u + vector${q}], valid${q});`;
+  });
+  const x = inputColumns(spec, tile).map((offset, i) =>
+    `    let inside${i} = inside && u32(in_column + ${offset}) < ${spec.inWidth}u;
+    let x${i} = select(vec4f(), x[u32(select(0, in_line + in_column + ${offset}, inside${i})) * ${
+      vectors * spec.group
+    }u + group * ${vectors}u + channel], inside${i});`
+  );
+  return [...dy, ...x].join("\n");
+}
+
+function products(
+  spec: Conv2dSpec,
+  tile: WeightTile,
+  lanes: number,
+  shuffles: boolean,
+): string {
+  const { rows, run, taps } = tile;
+  const quarter = rows / 4;
+  const columns = inputColumns(spec, tile);
+  const lines: string[] = [];
+  for (const i of range(quarter)) {
+    for (const pixel of range(run)) {
+      const element = pixel * quarter + i;
+      const value = shuffles
+        ? `subgroupShuffle(d${Math.floor(element / lanes)}, ${element % lanes}u)`
+        : `d${element}`;
+      lines.push(`let e${i}_${pixel} = ${value};`);
+    }
+    for (const component of range(4)) {
+      for (const tap of range(taps)) {
+        const sum = `c${i * 4 + component}_${tap}`;
+        const terms = range(run).reduce((inner, pixel) => {
+          const x = columns.indexOf(pixel * spec.strideWidth + tap * spec.dilationWidth);
+          return `fma(vec4f(e${i}_${pixel}.${COMPONENTS[component]}), x${x}, ${inner})`;
+        }, sum);
+        lines.push(`${sum} = ${terms};`);
+      }
+    }
+  }
+  return lines.map((line) => "    " + line).join("\n");
+}

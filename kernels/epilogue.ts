@@ -1,0 +1,91 @@
+// What a convolution or GEMM does to its result before it stores it, so that no separate pass over memory is needed:
+// y = fakeQuantize(activation(value + bias + residual)). All of it works on vec4f over channels.
+import { type Activation, activationForward, activationKeepsZero, literal } from "./activation.ts";
+import type { Binding } from "./kernel.ts";
+
+/** Grid of a fake quantizer whose scale and zero point are in the binding `qparams`. */
+export interface QuantGrid {
+  readonly quantMin: number;
+  readonly quantMax: number;
+}
+
+/** The fused end of a kernel. */
+export interface Epilogue {
+  /** Binding `bias: [channels]`. */
+  readonly bias?: boolean;
+  /** Binding `residual`, of the shape of y. */
+  readonly residual?: boolean;
+  readonly activation?: Activation;
+  /** Binding `qparams: [scale, zeroPoint]`. */
+  readonly fakeQuantize?: QuantGrid;
+}
+
+/** The bindings an epilogue reads. */
+export function epilogueBindings(epilogue: Epilogue): Binding[] {
+  const bindings: Binding[] = [];
+  if (epilogue.bias) bindings.push({ name: "bias", access: "read" });
+  if (epilogue.residual) bindings.push({ name: "residual", access: "read" });
+  if (epilogue.fakeQuantize) bindings.push({ name: "qparams", access: "read" });
+  return bindings;
+}
+
+/** Element types of those bindings that are not vec4f. */
+export function epilogueTypes(epilogue: Epilogue): Record<string, string> {
+  return epilogue.fakeQuantize ? { qparams: "f32" } : {};
+}
+
+/** WGSL statements that run once an invocation, before {@linkcode epilogueValue}. */
+export function epilogueSetup(epilogue: Epilogue): string {
+  return epilogue.fakeQuantize
+    ? "let activation_scale = qparams[0]; let activation_zero_point = qparams[1];"
+    : "";
+}
+
+/** Where an epilogue is applied. */
+export interface EpilogueSite {
+  /** WGSL expression of type vec4f. */
+  readonly value: string;
+  /** WGSL u32 expression: vec4 index in y. */
+  readonly index: string;
+  /** WGSL u32 expression: vec4 index among the channels. */
+  readonly channel: string;
+  /** Logical number of channels. */
+  readonly channels: number;
+}
+
+/**
+ * The value to store.
+ *
+ * @param epilogue what to fuse
+ * @param site the value and where it goes
+ * @returns a WGSL expression of type vec4f, zero in padded channels if `value` is
+ */
+export function epilogueValue(epilogue: Epilogue, site: EpilogueSite): string {
+  let value = site.value;
+  if (epilogue.bias) value = `(${value} + bias[${site.channel}])`;
+  if (epilogue.residual) value = `(${value} + residual[${site.index}])`;
+  if (epilogue.activation) value = activationForward(epilogue.activation, value);
+  if (epilogue.activation && !activationKeepsZero(epilogue.activation)) {
+    value = maskPadding(value, site.channel, site.channels);
+  }
+  if (epilogue.fakeQuantize) value = fakeQuantize(epilogue.fakeQuantize, value);
+  return value;
+}
+
+/**
+ * scale * (clamp(round(x / scale) + zeroPoint, quantMin, quantMax) - zeroPoint), ties to even, as ONNX defines it.
+ * Zero stays exactly zero whenever the zero point lies on the grid.
+ */
+export function fakeQuantize({ quantMin, quantMax }: QuantGrid, x: string): string {
+  return `((clamp(round(${x} / activation_scale) + activation_zero_point, vec4f(${
+    literal(quantMin)
+  }), vec4f(${literal(quantMax)})) - activation_zero_point) * activation_scale)`;
+}
+
+/** The value with zeros in the padded channels of the last vec4. */
+export function maskPadding(value: string, channel: string, channels: number): string {
+  const last = channels % 4;
+  if (last === 0) return value;
+  const mask = [0, 1, 2, 3].map((i) => i < last ? "1.0" : "0.0").join(", ");
+  return `(${value} * select(vec4f(1.0), vec4f(${mask}), ${channel} == ${channels >> 2}u))`;
+}

@@ -1,0 +1,248 @@
+// The pointwise end of a layer as one pass in each direction, for training (inference fuses it into the convolution):
+//   z = x * scale[c] + shift[c] + residual        (batch norm as an affine map, or bias alone as the shift)
+//   u = activation(z);  y = fakeQuantize(u)
+// x, y, residual: [rows, C]; affine: [2, C] (scale, shift); saved: [2, C] (mean, 1/std); qparams: [scale, zeroPoint].
+import {
+  activationDerivative,
+  activationForward,
+  activationKeepsZero,
+  literal,
+} from "./activation.ts";
+import { type Epilogue, epilogueSetup, fakeQuantize, maskPadding } from "./epilogue.ts";
+import { type Binding, declareBindings, flatIndex, grid1d, type Kernel, padded } from "./kernel.ts";
+
+const WORKGROUP = 64;
+
+/** The pointwise end of a layer over [rows, channels]. */
+export interface FusedLayerSpec {
+  readonly rows: number;
+  readonly channels: number;
+  /** What precedes the residual: batch norm's `affine`, a `bias`, or nothing. */
+  readonly input: "affine" | "bias" | "plain";
+  readonly residual: boolean;
+  readonly activation?: Epilogue["activation"];
+  readonly fakeQuantize?: Epilogue["fakeQuantize"];
+}
+
+/** y = fakeQuantize(activation(x * scale + shift + residual)). Bindings: x, affine | bias, residual, qparams, y. */
+export function fusedLayerForward(spec: FusedLayerSpec): Kernel {
+  const bindings = [...inputBindings(spec), write("y")];
+  const vectors = padded(spec.channels) / 4;
+  const total = spec.rows * vectors;
+  let u = spec.activation ? activationForward(spec.activation, "z") : "z";
+  if (spec.activation && !activationKeepsZero(spec.activation)) {
+    u = maskPadding(u, "channel", spec.channels);
+  }
+  const code = /* wgsl */ `
+${declareBindings(bindings, { qparams: "f32" })}
+
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32) {
+  let i = ${flatIndex(WORKGROUP)};
+  if (i >= ${total}u) { return; }
+  let channel = i % ${vectors}u;
+  ${epilogueSetup(spec as Epilogue)}
+  let z = ${preActivation(spec)};
+  let u = ${u};
+  y[i] = ${spec.fakeQuantize ? fakeQuantize(spec.fakeQuantize, "u") : "u"};
+}`;
+  return {
+    label: `fused_layer_forward ${spec.rows}x${spec.channels}`,
+    code,
+    bindings,
+    grid: grid1d(total, WORKGROUP),
+  };
+}
+
+/** How many chunks of rows the partial sums of the backward pass have. */
+export function fusedLayerChunks({ rows, channels }: { rows: number; channels: number }): number {
+  return Math.min(rows, Math.max(1, Math.ceil(8192 / (padded(channels) / 4))));
+}
+
+/**
+ * First backward pass, with v = u / s, lo = quantMin - zeroPoint, hi = quantMax - zeroPoint:
+ *   dz = dy * (lo < v < hi) * activation'(z)
+ *   ds = sum dy * (round(v) - v inside, lo below, hi above)          (LSQ, Esser 2020, eq. 3)
+ * Bindings: those of the forward pass, saved (with affine), dy, dz, partials. partials: [chunks][3][C]: the sums over
+ * the chunk's rows of dz, of dz * xhat (0 without batch norm) and of the terms of ds.
+ */
+export function fusedLayerBackward(spec: FusedLayerSpec): Kernel {
+  const affine = spec.input === "affine";
+  const bindings = [
+    ...inputBindings(spec),
+    ...(affine ? [read("saved")] : []),
+    read("dy"),
+    write("dz"),
+    write("partials"),
+  ];
+  const vectors = padded(spec.channels) / 4;
+  const chunks = fusedLayerChunks(spec);
+  const rowsPerChunk = Math.ceil(spec.rows / chunks);
+  const total = chunks * vectors;
+  const code = /* wgsl */ `
+${declareBindings(bindings, { qparams: "f32" })}
+
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32) {
+  let id = ${flatIndex(WORKGROUP)};
+  if (id >= ${total}u) { return; }
+  let channel = id % ${vectors}u;
+  let chunk = id / ${vectors}u;
+  ${epilogueSetup(spec as Epilogue)}
+  ${affine ? `let mean = saved[channel]; let inverse_std = saved[channel + ${vectors}u];` : ""}
+  var sum_dz = vec4f(0.0);
+  var sum_dz_xhat = vec4f(0.0);
+  var sum_scale = vec4f(0.0);
+  let first = chunk * ${rowsPerChunk}u;
+  let end = min(first + ${rowsPerChunk}u, ${spec.rows}u);
+  for (var row = first; row < end; row++) {
+    let i = row * ${vectors}u + channel;
+    let g = dy[i];
+    let z = ${preActivation(spec)};
+    ${gradientOfActivation(spec)}
+    dz[i] = d;
+    sum_dz += d;
+    ${affine ? "sum_dz_xhat += d * ((x[i] - mean) * inverse_std);" : ""}
+  }
+  partials[(chunk * 3u) * ${vectors}u + channel] = sum_dz;
+  partials[(chunk * 3u + 1u) * ${vectors}u + channel] = sum_dz_xhat;
+  partials[(chunk * 3u + 2u) * ${vectors}u + channel] = sum_scale;
+}`;
+  return {
+    label: `fused_layer_backward ${spec.rows}x${spec.channels}`,
+    code,
+    bindings,
+    grid: grid1d(total, WORKGROUP),
+  };
+}
+
+/**
+ * Sums the partials over chunks. Bindings: partials, and what the layer has of: dshift [C] (gradient of beta or bias),
+ * dscale [C] (gradient of gamma), scale_sums [C] (terms of the quantizer's scale gradient, still to be summed over
+ * channels), and with batch norm: affine, state and coefficients [3, C] for {@linkcode batchNormBackward}.
+ */
+export function fusedLayerReduce(
+  spec: FusedLayerSpec,
+  wanted: { readonly dshift: boolean; readonly dscale: boolean; readonly scaleSums: boolean },
+): Kernel {
+  const affine = spec.input === "affine";
+  const bindings = [
+    read("partials"),
+    ...(affine ? [read("affine"), read("state")] : []),
+    ...(wanted.dshift ? [write("dshift")] : []),
+    ...(wanted.dscale ? [write("dscale")] : []),
+    ...(wanted.scaleSums ? [write("scale_sums")] : []),
+    ...(affine ? [write("coefficients")] : []),
+  ];
+  const vectors = padded(spec.channels) / 4;
+  const chunks = fusedLayerChunks(spec);
+  const code = /* wgsl */ `
+${declareBindings(bindings, { state: "f32" })}
+
+@compute @workgroup_size(8)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  let channel = id.x;
+  if (channel >= ${vectors}u) { return; }
+  var sum_dz = vec4f(0.0);
+  var sum_dz_xhat = vec4f(0.0);
+  var sum_scale = vec4f(0.0);
+  for (var chunk = 0u; chunk < ${chunks}u; chunk++) {
+    let at = chunk * ${3 * vectors}u + channel;
+    sum_dz += partials[at];
+    ${affine ? `sum_dz_xhat += partials[at + ${vectors}u];` : ""}
+    ${wanted.scaleSums ? `sum_scale += partials[at + ${2 * vectors}u];` : ""}
+  }
+  ${wanted.dshift ? "dshift[channel] = sum_dz;" : ""}
+  ${wanted.dscale ? "dscale[channel] = sum_dz_xhat;" : ""}
+  ${wanted.scaleSums ? "scale_sums[channel] = sum_scale;" : ""}
+  ${
+    affine
+      ? `// state[4] is 1 while the mean and variance are those of the batch and so depend on x
+  let live = state[4] * ${literal(1 / spec.rows)};
+  coefficients[channel] = affine[channel];
+  coefficients[channel + ${vectors}u] = live * sum_dz;
+  coefficients[channel + ${2 * vectors}u] = live * sum_dz_xhat;`
+      : ""
+  }
+}`;
+  return {
+    label: `fused_layer_reduce ${chunks}x${spec.channels}`,
+    code,
+    bindings,
+    grid: [Math.ceil(vectors / 8), 1, 1],
+  };
+}
+
+/**
+ * Gradient through batch norm: dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)), the means being 0 once the
+ * statistics are frozen. Bindings: x, saved, coefficients, dz, dx.
+ */
+export function batchNormBackward(spec: { rows: number; channels: number }): Kernel {
+  const vectors = padded(spec.channels) / 4;
+  const total = spec.rows * vectors;
+  const bindings = [read("x"), read("saved"), read("coefficients"), read("dz"), write("dx")];
+  const code = /* wgsl */ `
+${declareBindings(bindings)}
+
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32) {
+  let i = ${flatIndex(WORKGROUP)};
+  if (i >= ${total}u) { return; }
+  let channel = i % ${vectors}u;
+  let xhat = (x[i] - saved[channel]) * saved[channel + ${vectors}u];
+  dx[i] = coefficients[channel] *
+    (dz[i] - coefficients[channel + ${vectors}u] - xhat * coefficients[channel + ${2 * vectors}u]);
+}`;
+  return {
+    label: `batch_norm_backward ${spec.rows}x${spec.channels}`,
+    code,
+    bindings,
+    grid: grid1d(total, WORKGROUP),
+  };
+}
+
+function read(name: string): Binding {
+  return { name, access: "read" };
+}
+
+function write(name: string): Binding {
+  return { name, access: "read_write" };
+}
+
+function inputBindings(spec: FusedLayerSpec): Binding[] {
+  return [
+    read("x"),
+    ...(spec.input === "plain" ? [] : [read(spec.input)]),
+    ...(spec.residual ? [read("residual")] : []),
+    ...(spec.fakeQuantize ? [read("qparams")] : []),
+  ];
+}
+
+function preActivation(spec: FusedLayerSpec): string {
+  const vectors = padded(spec.channels) / 4;
+  const input = {
+    affine: `x[i] * affine[channel] + affine[channel + ${vectors}u]`,
+    bias: "x[i] + bias[channel]",
+    plain: "x[i]",
+  }[spec.input];
+  return spec.residual ? `${input} + residual[i]` : input;
+}
+
+/** Statements that set `d` to dz and add to `sum_scale`, from `g` and `z`. */
+function gradientOfActivation(spec: FusedLayerSpec): string {
+  const { activation, channels } = spec;
+  const derivative = activation ? ` * ${activationDerivative(activation, "z")}` : "";
+  const mask = (value: string) => maskPadding(value, "channel", channels);
+  if (spec.fakeQuantize === undefined) return `let d = ${mask(`(g${derivative})`)};`;
+  const { quantMin, quantMax } = spec.fakeQuantize;
+  const u = activation ? activationForward(activation, "z") : "z";
+  return `let v = ${u} / activation_scale;
+    let lo = vec4f(${literal(quantMin)} - activation_zero_point);
+    let hi = vec4f(${literal(quantMax)} - activation_zero_point);
+    let inside = (v > lo) & (v < hi);
+    sum_scale += ${mask("(g * select(select(lo, hi, v >= hi), round(v) - v, inside))")};
+    let d = ${mask(`(select(vec4f(0.0), g, inside)${derivative})`)};`;
+}

@@ -1,0 +1,165 @@
+// Matrix multiplication y = op(a) op(b) with an epilogue (bias, residual, activation, fake quantization).
+// Shapes: a: [m, k] (transposeA: [k, m]), b: [k, n] (transposeB: [n, k]), y: [m, n]. The two gradients of a product are
+// products again: dL/da = dy op(b)^T and dL/db = op(a)^T dy, see gemmBackwardA() and gemmBackwardB().
+// The family files hold the tiles; this file splits long sums over k when y is small (weight gradients).
+import {
+  type Epilogue,
+  epilogueBindings,
+  epilogueSetup,
+  epilogueTypes,
+  epilogueValue,
+} from "./epilogue.ts";
+import { planGpuGemm } from "./gemm_gpu.ts";
+import { planSoftwareGemm } from "./gemm_software.ts";
+import {
+  type Binding,
+  COMPONENTS,
+  declareBindings,
+  flatIndex,
+  grid1d,
+  type Kernel,
+  type KernelSequence,
+  padded,
+  range,
+  type Target,
+} from "./kernel.ts";
+
+/** Sizes of a product; every matrix is row-major with padded rows. */
+export interface GemmSpec {
+  /** Rows of y. */
+  readonly m: number;
+  /** Columns of y. */
+  readonly n: number;
+  /** Length of the sums. */
+  readonly k: number;
+  /** Whether a is stored [k, m]. */
+  readonly transposeA: boolean;
+  /** Whether b is stored [n, k]. */
+  readonly transposeB: boolean;
+}
+
+/** How a family computes a product: in `splits` parts along k (workgroup_id.z), each storing by `GemmStore`. */
+export interface GemmPlan {
+  readonly splits: number;
+  kernel(store: GemmStore): Kernel;
+}
+
+/** What a family's kernel does with its sums. */
+export interface GemmStore {
+  readonly bindings: readonly Binding[];
+  readonly types: Readonly<Record<string, string>>;
+  /** Statements at the start of main. */
+  readonly setup: string;
+  /** Statements that store the vec4f variable `sum` at variables `row` and `column` (in vec4). */
+  store(sum: string): string;
+}
+
+/**
+ * y[i, j] = epilogue(sum_k op(a)[i, k] op(b)[k, j])
+ *
+ * @param spec sizes
+ * @param epilogue what happens to each element before it is stored
+ * @param target the adapter
+ * @returns kernels with bindings a, b, those of the epilogue, y
+ */
+export function gemm(spec: GemmSpec, epilogue: Epilogue, target: Target): KernelSequence {
+  const plan = target.family === "software" ? planSoftwareGemm(spec, target) : planGpuGemm(spec);
+  const operands: Binding[] = [{ name: "a", access: "read" }, { name: "b", access: "read" }];
+  const last: Binding[] = [...epilogueBindings(epilogue), { name: "y", access: "read_write" }];
+  const finish = finishStore(spec, epilogue);
+  if (plan.splits === 1) {
+    const kernel = plan.kernel({
+      bindings: [...operands, ...last],
+      types: epilogueTypes(epilogue),
+      setup: epilogueSetup(epilogue),
+      store: finish,
+    });
+    return { kernels: [kernel], temporaries: {} };
+  }
+  const size = spec.m * padded(spec.n);
+  const partial = plan.kernel({
+    bindings: [...operands, { name: "partials", access: "read_write" }],
+    types: {},
+    setup: "",
+    store: (sum) =>
+      `partials[workgroup.z * ${size / 4}u + row * ${padded(spec.n) / 4}u + column] = ${sum};`,
+  });
+  return {
+    kernels: [partial, sumSplits(spec, epilogue, plan.splits)],
+    temporaries: { partials: plan.splits * size },
+  };
+}
+
+/**
+ * dL/da = dy op(b)^T (transposeA: its transpose, op(b) dy^T), as a product with bindings a = dy, b = b (transposeA: a = b,
+ * b = dy).
+ *
+ * @param spec sizes of the forward product
+ * @returns sizes of the gradient's product
+ */
+export function gemmBackwardA({ m, n, k, transposeA, transposeB }: GemmSpec): GemmSpec {
+  if (!transposeA) return { m, n: k, k: n, transposeA: false, transposeB: !transposeB };
+  return { m: k, n: m, k: n, transposeA: transposeB, transposeB: true };
+}
+
+/**
+ * dL/db = op(a)^T dy (transposeB: its transpose, dy^T op(a)), as a product with bindings a = a, b = dy (transposeB: a = dy,
+ * b = a).
+ *
+ * @param spec sizes of the forward product
+ * @returns sizes of the gradient's product
+ */
+export function gemmBackwardB({ m, n, k, transposeA, transposeB }: GemmSpec): GemmSpec {
+  if (!transposeB) return { m: k, n, k: m, transposeA: !transposeA, transposeB: false };
+  return { m: n, n: k, k: m, transposeA: true, transposeB: transposeA };
+}
+
+/** Statements that put `sum` through the epilogue and into y. Products of clamped rows in padded columns become zeros. */
+function finishStore(spec: GemmSpec, epilogue: Epilogue): (sum: string) => string {
+  const width = padded(spec.n) / 4;
+  const at = { value: "product", index: "index", channel: "column", channels: spec.n };
+  const value = epilogueValue(epilogue, at);
+  return (sum) => {
+    const kept = range(4).map((c) =>
+      width * 4 - 4 + c < spec.n ? `${sum}.${COMPONENTS[c]}` : "0.0"
+    );
+    const masked = spec.n % 4 === 0
+      ? sum
+      : `select(${sum}, vec4f(${kept.join(", ")}), column == ${width - 1}u)`;
+    return `let index = row * ${width}u + column; let product = ${masked}; y[index] = ${value};`;
+  };
+}
+
+/** y = epilogue(sum_z partials[z]), in the order of z. */
+function sumSplits(spec: GemmSpec, epilogue: Epilogue, splits: number): Kernel {
+  const width = padded(spec.n) / 4;
+  const total = spec.m * width;
+  const bindings: Binding[] = [
+    { name: "partials", access: "read" },
+    ...epilogueBindings(epilogue),
+    { name: "y", access: "read_write" },
+  ];
+  const code = /* wgsl */ `${declareBindings(bindings, epilogueTypes(epilogue))}
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let i = ${flatIndex(64)};
+  if (i >= ${total}u) { return; }
+  ${epilogueSetup(epilogue)}
+  let row = i / ${width}u;
+  let column = i % ${width}u;
+  let sum = ${range(splits).map((z) => `partials[i + ${z * total}u]`).join(" + ")};
+  ${finishStore(spec, epilogue)("sum")}
+}
+`;
+  return {
+    label: `gemm_sum_splits ${spec.m}x${spec.n} of ${splits}`,
+    code,
+    bindings,
+    grid: grid1d(total, 64),
+  };
+}

@@ -1,0 +1,165 @@
+// Mean squared error between a student's tensor y and its teacher's, both [rows, C]: as a training loss with its
+// gradient, and as sums for an evaluation (signal-to-noise ratio, cosine similarity).
+import { literal } from "./activation.ts";
+import { maskPadding } from "./epilogue.ts";
+import {
+  type Binding,
+  declareBindings,
+  flatIndex,
+  grid1d,
+  type KernelSequence,
+  padded,
+  type Target,
+} from "./kernel.ts";
+import { forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";
+
+/** A mean squared error term of the loss. */
+export interface MeanSquaredErrorSpec {
+  /** Product of all axes but the last. */
+  readonly rows: number;
+  readonly channels: number;
+  /** Constant factor of the term. */
+  readonly scale: number;
+  /** Steps that `losses` remembers; step t writes at t modulo this. */
+  readonly historySize: number;
+  /** Terms remembered per step; default 1. */
+  readonly terms?: number;
+  /** Which of them this is; default 0. */
+  readonly term?: number;
+  /** True adds to dy instead of overwriting it; default false. */
+  readonly accumulate?: boolean;
+}
+
+/**
+ * loss = scale * weight * mean((y - teacher)^2), dy = 2 scale weight (y - teacher) / count, count = rows * channels.
+ *
+ * Bindings: y, teacher, weight ([1], e.g. 1 / variance of the teacher's), state (read), dy (write), losses (write, f32,
+ * [historySize * terms]; element (t % historySize) * terms + term).
+ */
+export function meanSquaredError(spec: MeanSquaredErrorSpec, target: Target): KernelSequence {
+  const { rows, channels, scale, historySize, terms = 1, term = 0, accumulate = false } = spec;
+  const total = rows * padded(channels) / 4, count = rows * channels;
+  const plan = planChunks(total, 1, target);
+  const bindings: Binding[] = [
+    ...reads("y", "teacher", "weight"),
+    ...writes("dy", "partials"),
+  ];
+  const code = /* wgsl */ `${declareBindings(bindings, { weight: "f32" })}
+${ENTRY_POINT} {
+  let chunk = ${flatIndex(64)};
+  if (chunk >= ${plan.chunks}u) { return; }
+  let factor = weight[0] * ${literal(2 * scale / count)};
+  var sum = vec4f(0.0);
+  ${
+    forEachRow(
+      plan,
+      `let error = y[row] - teacher[row];
+    sum = fma(error, error, sum);
+    dy[row] = ${accumulate ? "dy[row] + " : ""}factor * error;`,
+    )
+  }
+  partials[chunk] = sum;
+}
+`;
+  const label = `mean_squared_error ${rows}x${channels}`;
+  const reduce = reductionKernel({
+    label: `${label} reduce`,
+    bindings: [...reads("partials", "weight", "state"), ...writes("losses")],
+    types: { weight: "f32", state: "f32", losses: "f32" },
+    chunks: plan.chunks,
+    stride: 1,
+    offsets: [0],
+    size: 1,
+    finish: `let loss = dot(value0, vec4f(1.0)) * weight[0] * ${literal(scale / count)};
+  losses[(u32(state[0]) % ${historySize}u) * ${terms}u + ${term}u] = loss;`,
+  }, target);
+  return {
+    kernels: [{ label, code, bindings, grid: grid1d(plan.chunks, 64) }, reduce],
+    temporaries: { partials: plan.chunks * 4 },
+  };
+}
+
+/** Tensors to compare. */
+export interface ErrorSumsSpec {
+  /** Product of all axes but the last. */
+  readonly rows: number;
+  readonly channels: number;
+}
+
+/**
+ * Adds a batch to sums over all elements. The sums stand in two parts, to be added by the host in float64, so that a
+ * small batch is not lost beside a large total (drivers simplify compensated sums away).
+ *
+ * Bindings: y, teacher (read), sums (read_write, [16], zero at first): total and recent sums of (y - t)^2, t^2, y * t,
+ * t (the teacher's), y^2, y, 1 (the elements), and the number of batches.
+ */
+export function errorSums(spec: ErrorSumsSpec, target: Target): KernelSequence {
+  const { rows, channels } = spec;
+  const quads = padded(channels) / 4;
+  const plan = planChunks(rows * quads, 1, target);
+  const names = ["error", "teacher_square", "product", "teacher", "y_square", "y"];
+  const bindings = [...reads("y", "teacher"), ...writes("partials")];
+  const code = /* wgsl */ `${declareBindings(bindings)}
+${ENTRY_POINT} {
+  let chunk = ${flatIndex(64)};
+  if (chunk >= ${plan.chunks}u) { return; }
+  ${names.map((name) => `var sum_${name} = vec4f(0.0);`).join("\n  ")}
+  ${
+    forEachRow(
+      plan,
+      `let channel = row % ${quads}u;
+    let a = ${maskPadding("y[row]", "channel", channels)};
+    let b = ${maskPadding("teacher[row]", "channel", channels)};
+    let error = a - b;
+    sum_error = fma(error, error, sum_error);
+    sum_teacher_square = fma(b, b, sum_teacher_square);
+    sum_product = fma(a, b, sum_product);
+    sum_teacher += b;
+    sum_y_square = fma(a, a, sum_y_square);
+    sum_y += a;`,
+    )
+  }
+  ${names.map((name, i) => `partials[chunk * 6u + ${i}u] = sum_${name};`).join("\n  ")}
+}
+`;
+  const label = `error_sums ${rows}x${channels}`;
+  const total = (value: number) => `dot(value${value}, vec4f(1.0))`;
+  const reduce = reductionKernel({
+    label: `${label} reduce`,
+    bindings: [...reads("partials"), ...writes("sums")],
+    chunks: plan.chunks,
+    stride: 6,
+    offsets: [0, 1, 2, 3, 4, 5],
+    size: 1,
+    finish: `let first = sums[2] + vec4f(${[0, 1, 2, 3].map(total).join(", ")});
+  let second = sums[3] + vec4f(${total(4)}, ${total(5)}, ${literal(rows * channels)}, 1.0);
+  if (second.w == ${RECENT_BATCHES}.0) {
+    sums[0] += first;
+    sums[1] += second;
+    sums[2] = vec4f(0.0);
+    sums[3] = vec4f(0.0);
+  } else {
+    sums[2] = first;
+    sums[3] = second;
+  }`,
+  }, target);
+  return {
+    kernels: [{ label, code, bindings, grid: grid1d(plan.chunks, 64) }, reduce],
+    temporaries: { partials: plan.chunks * 6 * 4 },
+  };
+}
+
+/** Batches whose sums are kept apart before they join the total. */
+const RECENT_BATCHES = 64;
+
+const ENTRY_POINT = `@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32)`;
+
+function reads(...names: readonly string[]): Binding[] {
+  return names.map((name) => ({ name, access: "read" }));
+}
+
+function writes(...names: readonly string[]): Binding[] {
+  return names.map((name) => ({ name, access: "read_write" }));
+}

@@ -1,0 +1,127 @@
+// Optimizers over one flat buffer of parameters, one dispatch a step: Adam (Kingma, Ba 2015), AdamW (Loshchilov,
+// Hutter 2019), SGD with (Nesterov) momentum as PyTorch writes it. `parameters`, `gradients` and the moments have `size`
+// floats; `learning_rates` has one rate per 64 floats, times state[1] (schedule.ts); a rate of 0 freezes its floats.
+import { literal } from "./activation.ts";
+import {
+  type Binding,
+  declareBindings,
+  flatIndex,
+  grid1d,
+  type Kernel,
+  range,
+  type Target,
+} from "./kernel.ts";
+
+/** Parameters that share a learning rate: the grain of the flat buffer. */
+export const CHUNK_SIZE = 64;
+
+/** Adam over a flat buffer. */
+export interface AdamSpec {
+  /** Floats, a multiple of 64. */
+  readonly size: number;
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly epsilon: number;
+  /** Default 0. */
+  readonly weightDecay?: number;
+  /** True decays the parameters directly (AdamW), false adds to the gradient (L2); default false. */
+  readonly decoupled?: boolean;
+}
+
+/**
+ * m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p -= lr (m / c1) / (sqrt(v / c2) + epsilon).
+ *
+ * Bindings: parameters, moment1, moment2 (read_write), gradients, learning_rates, state (read).
+ */
+export function adam(spec: AdamSpec, _target: Target): Kernel {
+  const { size, beta1, beta2, epsilon, weightDecay = 0, decoupled = false } = spec;
+  const decay = literal(weightDecay);
+  return optimizer(`adam ${size}`, size, ["moment1", "moment2"], {
+    setup: `let correction1 = 1.0 / state[2];
+  let correction2 = 1.0 / sqrt(state[3]);`,
+    update: `${weightDecay !== 0 && !decoupled ? `g = fma(vec4f(${decay}), p, g);` : ""}
+    ${weightDecay !== 0 && decoupled ? `p *= 1.0 - rate * ${decay};` : ""}
+    let m = ${literal(beta1)} * moment1[i] + ${literal(1 - beta1)} * g;
+    let v = ${literal(beta2)} * moment2[i] + ${literal(1 - beta2)} * g * g;
+    moment1[i] = m;
+    moment2[i] = v;
+    parameters[i] = p - rate * correction1 * m
+      / (sqrt(v) * correction2 + ${literal(epsilon)});`,
+  });
+}
+
+/** Stochastic gradient descent over a flat buffer. */
+export interface SgdSpec {
+  /** Floats, a multiple of 64. */
+  readonly size: number;
+  readonly momentum: number;
+  readonly nesterov: boolean;
+  readonly weightDecay: number;
+}
+
+/**
+ * g += weightDecay p, m = momentum m + g, p -= lr (nesterov ? g + momentum m : m).
+ *
+ * Bindings: parameters, moment1 (read_write), gradients, learning_rates, state (read). Without momentum there is no
+ * moment1.
+ */
+export function sgd(spec: SgdSpec, _target: Target): Kernel {
+  const { size, nesterov, weightDecay } = spec;
+  const momentum = literal(spec.momentum);
+  const step = nesterov ? `fma(vec4f(${momentum}), m, g)` : "m";
+  const moments = spec.momentum === 0 ? [] : ["moment1"];
+  return optimizer(`sgd ${size}`, size, moments, {
+    setup: "",
+    update: `${weightDecay === 0 ? "" : `g = fma(vec4f(${literal(weightDecay)}), p, g);`}
+    ${
+      spec.momentum === 0
+        ? "parameters[i] = p - rate * g;"
+        : `let m = fma(vec4f(${momentum}), moment1[i], g);
+    moment1[i] = m;
+    parameters[i] = p - rate * ${step};`
+    }`,
+  });
+}
+
+/** A workgroup takes 256 vec4, an invocation every 64th of them; `update` sees p, g, rate and the vec4 index i. */
+function optimizer(
+  label: string,
+  size: number,
+  moments: readonly string[],
+  { setup, update }: { readonly setup: string; readonly update: string },
+): Kernel {
+  if (size % CHUNK_SIZE !== 0 || size === 0) {
+    throw new RangeError(`Cannot build ${label}: size must be a positive multiple of 64`);
+  }
+  const bindings: Binding[] = [
+    { name: "parameters", access: "read_write" },
+    { name: "gradients", access: "read" },
+    ...moments.map((name) => ({ name, access: "read_write" as const })),
+    { name: "learning_rates", access: "read" },
+    { name: "state", access: "read" },
+  ];
+  const code = /* wgsl */ `${declareBindings(bindings, { learning_rates: "f32", state: "f32" })}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32) {
+  let first = (${flatIndex(64)} - local) * 4u + local;
+  let factor = state[1];
+  ${setup}
+  ${
+    range(4).map((part) => {
+      return `{
+    let i = first + ${part * 64}u;
+    let base_rate = select(0.0, learning_rates[i / 16u], i < ${size / 4}u);
+    if (base_rate != 0.0) {
+      let rate = base_rate * factor;
+      var p = parameters[i];
+      var g = gradients[i];
+      ${update}
+    }
+  }`;
+    }).join("\n  ")
+  }
+}
+`;
+  return { label, code, bindings, grid: grid1d(size / 4, 256) };
+}

@@ -1,0 +1,157 @@
+// `deno task distill`: one network, or the built-in example with every method in one table.
+import { basename, join, resolve } from "node:path";
+import { describeImages } from "../data/image_set.ts";
+import type { distill } from "../distill/distill.ts";
+import type { Recipe } from "../distill/recipe.ts";
+import {
+  layerTable,
+  type NetworkRow,
+  networkRows,
+  networkTable,
+  type Report,
+  reportJson,
+  VERSION,
+} from "../distill/report.ts";
+import type { Device } from "../gpu/device.ts";
+import { readJson } from "../run/input_files.ts";
+import { MNIST_EXAMPLE, mnistExample } from "../run/mnist_example.ts";
+import { type EncodedRun, RUN_ENTRIES, runFiles } from "../run/run_files.ts";
+import { checkRunFolder, writeRunFolder } from "../run/run_folder.ts";
+import { readRunInputs, type RunInputs } from "../run/run_inputs.ts";
+import { type Flags, recipeOf } from "./flags.ts";
+import type { Io } from "./io.ts";
+import { ProgressPrinter } from "./progress.ts";
+
+/** The part of stilla that a test of the command line may stand in for. */
+export interface Engine {
+  readonly distill: typeof distill;
+  /** Opens the GPU, once for all runs of a command. */
+  readonly open: () => Promise<Device>;
+}
+
+/** The example's rows, in the order of the table. */
+const EXAMPLE_ROWS: readonly Pick<Recipe, "method" | "weightBits" | "activationBits">[] = [8, 4]
+  .flatMap((bits) =>
+    (["ptq", "qat", "layerwise", "blockwise"] as const).map((method) => ({
+      method,
+      weightBits: bits,
+      activationBits: bits,
+    }))
+  );
+
+/** Flags that ask for one network instead of the example's table. */
+const SINGLE_RUN_KEYS = ["model", "method", "weightBits", "activationBits", "calibration"];
+
+/**
+ * Runs the command.
+ *
+ * @param flags the command line
+ * @param io where to print, and what may stop it
+ * @param engine the engine
+ */
+export async function distillCommand(flags: Flags, io: Io, engine: Engine): Promise<void> {
+  const layers: { value: unknown; path: string }[] = [];
+  if (flags.recipe !== undefined) {
+    const path = resolve(io.cwd, flags.recipe);
+    layers.push({ value: await readJson(path), path });
+  }
+  const model = flags.values.get("model") ?? (layers[0]?.value as { model?: unknown })?.model;
+  if (model === undefined || model === MNIST_EXAMPLE) {
+    const path = mnistExample().recipe;
+    layers.unshift({ value: await readJson(path), path });
+  }
+  const recipe = recipeOf(layers, flags, io.cwd);
+  const single = flags.recipe !== undefined || SINGLE_RUN_KEYS.some((key) => flags.values.has(key));
+  await (single
+    ? distillOne(recipe, flags, io, engine)
+    : distillExample(recipe, flags, io, engine));
+}
+
+async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
+  const recipe = { ...asked, out: asked.out ?? join(io.cwd, "runs", runName(asked)) };
+  await checkRunFolder(recipe.out, RUN_ENTRIES);
+  const printer = new ProgressPrinter(io);
+  const inputs = await readRunInputs(recipe);
+  describeInputs(inputs, printer);
+  using device = await engine.open();
+  const { files, report } = await run(recipe, inputs, { device, engine, printer, io });
+  await writeRunFolder(recipe.out, files);
+  printer.note(`wrote ${recipe.out}`);
+  if (flags.json) return io.stdout(reportJson(report));
+  io.stdout(`${networkTable(networkRows(report))}\n`);
+  if (report.network.agreement !== null) {
+    const percent = (report.network.agreement * 100).toFixed(2);
+    io.stdout(`\nteacher and student give the same class on ${percent} % of the inputs\n`);
+  }
+  if (report.layers.length > 0) io.stdout(`\nworst layers\n${layerTable(report)}\n`);
+}
+
+async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
+  const out = asked.out ?? join(io.cwd, "runs", MNIST_EXAMPLE);
+  const recipes = EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
+  const names = recipes.map(rowName);
+  await checkRunFolder(out, [...names, "report.json"]);
+  const printer = new ProgressPrinter(io);
+  const inputs = await readRunInputs({ ...asked, method: "qat" }); // labels included
+  describeInputs(inputs, printer);
+  const { calibrationLabels: _, ...unlabelled } = inputs.data;
+  using device = await engine.open();
+  const reports: Report[] = [];
+  const folder = new Map<string, Uint8Array>();
+  for (const [index, recipe] of recipes.entries()) {
+    const name = names[index]!;
+    printer.prefix = `${index + 1}/${recipes.length} ${name}: `;
+    const own = { ...recipe, out: join(out, name) };
+    const data = recipe.method === "qat" ? inputs.data : unlabelled;
+    const { files, report } = await run(own, { ...inputs, data }, { device, engine, printer, io });
+    reports.push(report);
+    for (const [path, bytes] of files) folder.set(`${name}/${path}`, bytes);
+  }
+  printer.prefix = "";
+  const rows: NetworkRow[] = reports.flatMap((report, index) => {
+    const [teacher, student] = networkRows(report);
+    return index === 0 ? [teacher, student] : [student];
+  });
+  const summary = { stilla: VERSION, rows, runs: reports };
+  folder.set("report.json", new TextEncoder().encode(reportJson(summary)));
+  await writeRunFolder(out, folder);
+  printer.note(`wrote ${out}`);
+  io.stdout(flags.json ? reportJson(summary) : `${networkTable(rows)}\n`);
+}
+
+/** Distils and encodes the result; nothing is written. */
+async function run(
+  recipe: Recipe,
+  { model, modelBytes, data }: RunInputs,
+  { device, engine, printer, io }: {
+    readonly device: Device;
+    readonly engine: Engine;
+    readonly printer: ProgressPrinter;
+    readonly io: Io;
+  },
+): Promise<EncodedRun> {
+  const { signal } = io;
+  const onProgress = printer.update.bind(printer);
+  try {
+    signal.throwIfAborted();
+    const result = await engine.distill(model, data, recipe, { device, onProgress, signal });
+    return runFiles({ recipe, modelBytes, ...result });
+  } finally {
+    printer.clear();
+  }
+}
+
+function describeInputs({ data }: RunInputs, printer: ProgressPrinter): void {
+  printer.note(`calibration: ${describeImages(data.calibration)}`);
+  if (data.evaluation !== undefined) {
+    printer.note(`evaluation: ${describeImages(data.evaluation)}`);
+  }
+}
+
+function rowName({ method, weightBits, activationBits }: Recipe): string {
+  return `${method}-w${weightBits}a${activationBits}`;
+}
+
+function runName(recipe: Recipe): string {
+  return `${basename(recipe.model).replace(/\.onnx$/i, "")}-${rowName(recipe)}`;
+}

@@ -1,0 +1,224 @@
+// The command line of `deno task distill`: one flag for every key of the recipe, and a few of its own.
+import { isAbsolute, resolve } from "node:path";
+import {
+  checkRecipe,
+  checkRecipePart,
+  nearestName,
+  type Recipe,
+  RECIPE_FIELDS,
+  type RecipeField,
+} from "../distill/recipe.ts";
+import { VERSION } from "../distill/report.ts";
+import { FormatError } from "../core/errors.ts";
+
+/** A wrong flag or value: one line that names it. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/** Flags as given. */
+export interface Flags {
+  readonly help: boolean;
+  readonly version: boolean;
+  readonly json: boolean;
+  /** Show stack traces of errors. */
+  readonly debug: boolean;
+  /** Recipe file that the flags override. */
+  readonly recipe: string | undefined;
+  /** Values by key of the recipe, e.g. `augment.copies`. */
+  readonly values: ReadonlyMap<string, unknown>;
+}
+
+const SWITCHES: Readonly<Record<string, string>> = {
+  help: "show this and stop",
+  version: "show the version and stop",
+  json: "print the report as JSON on standard output",
+  debug: "show the stack trace of an error",
+};
+
+const FIELDS_BY_FLAG: ReadonlyMap<string, RecipeField> = new Map(
+  RECIPE_FIELDS.map((field) => [flagOf(field.key), field]),
+);
+
+/** Keys whose values are paths. */
+const PATHS: readonly string[] = [
+  "model",
+  "calibration",
+  "calibrationLabels",
+  "evaluate",
+  "labels",
+  "out",
+];
+
+/**
+ * Reads the command line. Values are checked for their kind here and for their range by {@linkcode recipeOf}.
+ *
+ * @param args words after the program's name
+ * @returns the flags
+ * @throws UsageError for an unknown flag, a missing value or a value of the wrong kind
+ */
+export function parseFlags(args: readonly string[]): Flags {
+  const switches = new Set<string>();
+  const values = new Map<string, unknown>();
+  let recipe: string | undefined;
+  for (let i = 0; i < args.length; i++) {
+    const [word, inline] = splitFlag(args[i]!);
+    const flag = word === "h" ? "help" : word;
+    if (Object.hasOwn(SWITCHES, flag)) {
+      if (inline !== undefined) throw new UsageError(`--${flag}: takes no value`);
+      switches.add(flag);
+      continue;
+    }
+    const field = FIELDS_BY_FLAG.get(flag);
+    if (field === undefined && flag !== "recipe") throw unknownFlag(flag);
+    const value = inline ?? args[++i];
+    if (value === undefined || (inline === undefined && value.startsWith("--"))) {
+      const wanted = field === undefined ? "FILE" : placeholder(field);
+      throw new UsageError(`--${flag}: needs a value, --${flag} ${wanted}`);
+    }
+    const given = field === undefined ? recipe !== undefined : values.has(field.key);
+    if (given) throw new UsageError(`--${flag}: given twice`);
+    if (field === undefined) recipe = value;
+    else values.set(field.key, valueOf(field, flag, value));
+  }
+  const [help, version, json, debug] = ["help", "version", "json", "debug"]
+    .map((name) => switches.has(name)) as [boolean, boolean, boolean, boolean];
+  return { help, version, json, debug, recipe, values };
+}
+
+/**
+ * The complete recipe: defaults, overridden by the example's recipe or a recipe file, overridden by flags.
+ *
+ * @param layers recipes that the flags override, the strongest last
+ * @param layers.value what was read
+ * @param layers.path where from
+ * @param flags what the command line says
+ * @param cwd folder that relative paths start from; the recipe returned has absolute ones, so that it works anywhere
+ * @returns the recipe
+ * @throws UsageError when a flag is the cause, FormatError when a file is
+ */
+export function recipeOf(
+  layers: readonly { readonly value: unknown; readonly path: string }[],
+  flags: Flags,
+  cwd: string,
+): Recipe {
+  const merged: Record<string, unknown> = {};
+  const sources = new Map<string, string>(); // which layer a key comes from
+  for (const { value, path } of layers) {
+    const problem = checkRecipePart(value);
+    if (problem !== undefined) throw new FormatError(path, problem.key, problem.detail);
+    // It was checked to be an object. Only the keys it really has count, not its defaults.
+    for (const [key, inner] of Object.entries(value as Record<string, unknown>)) {
+      merged[key] = isRecord(inner) && isRecord(merged[key]) ? { ...merged[key], ...inner } : inner;
+      sources.set(key, path);
+    }
+  }
+  for (const [key, value] of flags.values) {
+    const [outer, inner] = key.split(".") as [string, string | undefined];
+    const before = merged[outer];
+    merged[outer] = inner === undefined
+      ? value
+      : { ...isRecord(before) ? before : {}, [inner]: value };
+  }
+  for (const key of PATHS) {
+    const path = merged[key];
+    const isName = key === "model" && path === "mnist";
+    if (typeof path === "string" && path !== "" && !isName && !isAbsolute(path)) {
+      merged[key] = resolve(cwd, path);
+    }
+  }
+  const checked = checkRecipe(merged);
+  if ("recipe" in checked) return checked.recipe;
+  const { key, detail } = checked.problem;
+  const source = flags.values.has(key) ? undefined : sources.get(key.split(".")[0]!);
+  if (source !== undefined) throw new FormatError(source, key, detail);
+  throw new UsageError(`--${flagOf(key)}: ${detail}`);
+}
+
+/** @returns the text of `--help`: every flag with its default */
+export function helpText(): string {
+  const rows = [
+    ...RECIPE_FIELDS.map((field) => [
+      `--${flagOf(field.key)} ${placeholder(field)}`,
+      `${field.about}${choices(field)} (default ${shownDefault(field)})`,
+    ]),
+    ["--recipe FILE", "recipe.json to repeat; the other flags override it (default none)"],
+    ...Object.entries(SWITCHES).map(([name, about]) => [`--${name}`, `${about} (default off)`]),
+  ] as [string, string][];
+  const width = Math.max(...rows.map(([flag]) => flag.length));
+  return [
+    `stilla ${VERSION}: distils a trained fp32 network into an int8 one (2 to 8 bits).`,
+    "",
+    "usage: deno task distill [flags]",
+    "Without --model: the built-in MNIST example, every method at W8A8 and W4A4, in one table.",
+    "",
+    ...rows.map(([flag, about]) => `  ${flag.padEnd(width)}  ${about}`),
+    "",
+    "exit codes: 0 done, 2 bad input, 3 no usable GPU or driver, 4 numbers diverged,",
+    "5 out of memory or disk, 130/143 stopped by a signal",
+    "",
+  ].join("\n");
+}
+
+/**
+ * @param key key of the recipe
+ * @returns its flag without the dashes: `augment.copies` is `augment-copies`, `weightBits` is `weight-bits`
+ */
+export function flagOf(key: string): string {
+  return key.replace(".", "-").replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function splitFlag(word: string): [flag: string, inline: string | undefined] {
+  const [, flag, inline] = /^--?([a-zA-Z][^=]*)(?:=(.*))?$/s.exec(word) ?? [];
+  if (flag === undefined || (!word.startsWith("--") && word !== "-h")) {
+    throw new UsageError(`${JSON.stringify(word)}: expected a flag such as --model FILE`);
+  }
+  return [flag, inline];
+}
+
+function unknownFlag(flag: string): UsageError {
+  const known = [...FIELDS_BY_FLAG.keys(), "recipe", ...Object.keys(SWITCHES)];
+  const near = nearestName(flag, known);
+  const hint = near === undefined ? "--help shows them all" : `did you mean --${near}?`;
+  return new UsageError(`--${flag}: unknown flag, ${hint}`);
+}
+
+function valueOf(field: RecipeField, flag: string, word: string): unknown {
+  if (field.nullable && word === "null") return null;
+  if (field.kind === "text") return word;
+  const wrong = () =>
+    new UsageError(`--${flag}: found ${JSON.stringify(word)}, expected ${field.expected}`);
+  if (field.kind === "boolean") {
+    if (word !== "true" && word !== "false") throw wrong();
+    return word === "true";
+  }
+  const numbers = (field.kind === "numbers" ? word.split(",") : [word]).map((part) =>
+    // Number("") is 0 and Number("0x10") is 16; neither is what a user means.
+    /^\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*$/i.test(part) ? Number(part) : NaN
+  );
+  if (!numbers.every(Number.isFinite)) throw wrong();
+  return field.kind === "numbers" ? numbers : numbers[0];
+}
+
+function placeholder({ key, kind }: RecipeField): string {
+  if (key === "out") return "FOLDER";
+  if (PATHS.includes(key)) return "FILE";
+  return { text: "NAME", number: "N", numbers: "N,N,..", boolean: "BOOL" }[kind];
+}
+
+function choices({ expected, kind }: RecipeField): string {
+  return kind === "text" && expected.startsWith("one of ")
+    ? `: ${expected.slice("one of ".length)}`
+    : "";
+}
+
+function shownDefault(field: RecipeField): string {
+  const value = field.default;
+  if (Array.isArray(value)) return value.join(",");
+  if (field.key === "out") return "runs/MODEL-METHOD-wBaB";
+  return value === null ? (PATHS.includes(field.key) ? "none" : "null") : String(value);
+}

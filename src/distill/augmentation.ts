@@ -1,0 +1,51 @@
+// Augmented copies of calibration inputs: each image shifted by a few pixels, with black coming in at the border, and
+// mirrored at random. The labels stay valid, and a teacher needs none.
+import type { ImageSet } from "../data/image_set.ts";
+import { Rng } from "../core/rng.ts";
+import type { AugmentRecipe } from "./recipe.ts";
+
+const AUGMENT_STREAM = 0x0a06_3e47;
+
+/**
+ * Makes the copies.
+ *
+ * @param rows [N, H, W, C] normalized images
+ * @param size their height, width and channels
+ * @param black [C]: a black pixel after normalization
+ * @param recipe how many versions, the clean one included, and how far they differ
+ * @param seed of the random choices
+ * @returns `copies - 1` arrays like `rows`
+ */
+export function augmentedCopies(
+  rows: Float32Array<ArrayBuffer>,
+  { height, width, channels }: Pick<ImageSet, "height" | "width" | "channels">,
+  black: Float32Array,
+  { copies, shift, flip }: AugmentRecipe,
+  seed: number,
+): Float32Array<ArrayBuffer>[] {
+  const rng = new Rng(seed ^ AUGMENT_STREAM);
+  const size = height * width * channels;
+  const result: Float32Array<ArrayBuffer>[] = [];
+  for (let copy = 1; copy < copies; copy++) {
+    const augmented = new Float32Array(rows.length);
+    for (let start = 0; start < rows.length; start += size) {
+      const dy = rng.integer(2 * shift + 1) - shift;
+      const dx = rng.integer(2 * shift + 1) - shift;
+      const mirrored = flip && rng.uniform() < 0.5;
+      for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+          const fromY = y + dy;
+          const fromX = (mirrored ? width - 1 - x : x) + dx;
+          const inside = fromY >= 0 && fromY < height && fromX >= 0 && fromX < width;
+          const from = start + (fromY * width + fromX) * channels;
+          const to = start + (y * width + x) * channels;
+          for (let c = 0; c < channels; c++) {
+            augmented[to + c] = inside ? rows[from + c]! : black[c]!;
+          }
+        }
+      }
+    }
+    result.push(augmented);
+  }
+  return result;
+}

@@ -1,0 +1,213 @@
+// Unit after unit: the student's unit learns to give what the teacher's gives, on inputs that come from the student's
+// own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse on
+// held-out inputs than its PTQ start is rolled back. The recipe: straight-through latent weights with learned scales, the
+// error measured behind the unit's output quantizer and divided by the target's variance, batch norm live at first.
+import { meanSquaredError } from "../../kernels/mse.ts";
+import { batchTable } from "../data/sampler.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import type { Block } from "../graph/blocks.ts";
+import { rowsAndChannels } from "../ops/context.ts";
+import type { Student } from "../quant/student.ts";
+import type { LearningRates } from "../quant/training_parameters.ts";
+import type { Frontier, RowSet } from "./frontier.ts";
+import { advance, type Part, partBetween, studentValues } from "./inference.ts";
+import { compareRows } from "./measure.ts";
+import { quantizeInputs, type Session } from "./session.ts";
+import { train } from "./training.ts";
+
+/** Steps of a unit unless the recipe says otherwise. */
+export const UNIT_STEPS = 100;
+/** Part of a unit's steps in which batch norm uses the statistics of the batch. */
+const BATCH_NORM_LIVE = 0.7;
+
+/** The four frontiers: training and held-out samples, as the teacher and as the student see them. */
+interface Frontiers {
+  readonly teacher: Frontier;
+  readonly student: Frontier;
+  readonly heldOutTeacher: Frontier;
+  readonly heldOutStudent: Frontier;
+}
+
+/**
+ * Distils unit after unit.
+ *
+ * @param session the session; its student is improved in place
+ * @param stage name for progress
+ * @param units units of the folded channels-last graph, in execution order
+ */
+export async function distillUnits(
+  session: Session,
+  stage: string,
+  units: readonly Block[],
+): Promise<void> {
+  const { network, samples, recipe } = session;
+  const steps = recipe.steps ?? UNIT_STEPS;
+  const total = units.length * steps;
+  const frontiers: Frontiers = {
+    teacher: new Map([[network.input, samples.train]]),
+    student: new Map([[network.input, quantizeInputs(session, samples.train)]]),
+    heldOutTeacher: new Map([[network.input, samples.heldOut]]),
+    heldOutStudent: new Map([[network.input, quantizeInputs(session, samples.heldOut)]]),
+  };
+  for (const [i, unit] of units.entries()) {
+    const teacherPart = partBetween(network.teacher, unit.inputs, unit.outputs);
+    const targets = forward(session, teacherPart, frontiers.teacher);
+    const heldOutTargets = forward(session, teacherPart, frontiers.heldOutTeacher);
+    const layers = unit.nodes.map((node) => node.name).filter((n) => session.student.layers.has(n));
+    const before = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
+    const restore = snapshot(session.student, teacherPart);
+    await trainUnit(session, unit, layers, frontiers, targets, {
+      steps,
+      seed: recipe.seed + i,
+      onStep: (done, loss) =>
+        session.report({ stage, unit: unit.name, done: i * steps + done, total, loss }),
+    });
+    const after = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
+    if (!(after < before)) {
+      restore();
+      for (const layer of layers) session.rolledBack.add(layer);
+    }
+    const values = studentValues(session.device, network, session.student, teacherPart);
+    const studentOutputs = forward(session, teacherPart, frontiers.student, values);
+    const heldOutOutputs = forward(session, teacherPart, frontiers.heldOutStudent, values);
+    values[Symbol.dispose]();
+    const needed = new Set(units.slice(i + 1).flatMap((later) => later.inputs));
+    move(frontiers.teacher, targets, needed, session);
+    move(frontiers.student, studentOutputs, needed, session);
+    move(frontiers.heldOutTeacher, heldOutTargets, needed, session);
+    move(frontiers.heldOutStudent, heldOutOutputs, needed, session);
+  }
+}
+
+/** Learning rates of the recipe; its own number scales all of them. */
+export function learningRates(session: Session): LearningRates {
+  const { recipe, network } = session;
+  const folded = network.batchNorms.size === 0 && recipe.batchNorm === "folded";
+  const base = recipe.weightQuantizer === "softRounding" ? 0.01 : folded ? 0.01 : 0.02;
+  const factor = (recipe.learningRate ?? base) / base;
+  return {
+    weights: base * factor,
+    weightScales: (folded ? 1e-3 : 2e-3) * factor,
+    activationScales: (folded ? 2e-3 : 5e-3) * factor,
+    biases: 1e-3 * factor,
+  };
+}
+
+async function trainUnit(
+  session: Session,
+  unit: Block,
+  layers: readonly string[],
+  frontiers: Frontiers,
+  targets: Frontier,
+  options: {
+    readonly steps: number;
+    readonly seed: number;
+    readonly onStep: (done: number, loss: number) => void;
+  },
+): Promise<void> {
+  const { device, network, recipe, samples } = session;
+  const { steps } = options;
+  if (layers.length === 0 || steps === 0) return;
+  const output = unit.outputs[0]!;
+  const target = targets.get(output)!;
+  const batch = Math.min(session.batch, samples.train.rows);
+  const { targetVariance } = await compareRows(device, target, target, batch);
+  const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
+  const indices = device.uint32(batchTable(samples.train.rows, batch, steps, options.seed), {
+    label: "mini-batches",
+  });
+  const source = recipe.inputMode === "teacher" ? frontiers.teacher : frontiers.student;
+  let targetBatch: Tensor | undefined;
+  await train({
+    device,
+    student: session.student,
+    part: partBetween(network.trained, unit.inputs, unit.outputs),
+    layers,
+    constants: session.teacher,
+    steps,
+    batch,
+    rates: learningRates(session),
+    weightQuantizer: recipe.weightQuantizer,
+    batchNormLiveSteps: recipe.batchNorm === "live" ? Math.floor(BATCH_NORM_LIVE * steps) : 0,
+    keep: new Set(unit.outputs),
+    terms: 1,
+    onStep: options.onStep,
+    signal: session.signal,
+    inputs: (plan, state) => {
+      targetBatch = target.recordGather(plan, indices, state, batch, `target ${output}`);
+      return new Map(
+        unit.inputs.map((name) => [
+          name,
+          source.get(name)!.recordGather(plan, indices, state, batch, name),
+        ]),
+      );
+    },
+    recordLosses: ({ plan, tape, values, state, losses }) => {
+      const y = values.get(output)!;
+      const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps };
+      tape.give(y, (dy) =>
+        plan.run(meanSquaredError(spec, device.target), {
+          y,
+          teacher: targetBatch!,
+          weight,
+          state,
+          dy,
+          losses,
+        }));
+    },
+  });
+  device.release(weight);
+  device.release(indices);
+}
+
+function forward(
+  session: Session,
+  part: Part,
+  from: Frontier,
+  values = session.teacher,
+): Frontier {
+  return advance(session.device, part, values, from, session.batch);
+}
+
+/** Mean squared error of the deployed unit on held-out samples. */
+async function heldOutError(
+  session: Session,
+  part: Part,
+  { heldOutStudent }: Frontiers,
+  targets: Frontier,
+): Promise<number> {
+  const { device, network, student, batch } = session;
+  const output = part.outputs[0]!;
+  if (heldOutStudent.get(part.inputs[0]!)!.rows === 0) return Infinity;
+  using values = studentValues(device, network, student, part);
+  const outputs = forward(session, part, heldOutStudent, values);
+  const { mse } = await compareRows(device, outputs.get(output)!, targets.get(output)!, batch);
+  for (const set of outputs.values()) set[Symbol.dispose]();
+  return mse;
+}
+
+/** Remembers the state of a part; the result puts it back. */
+function snapshot(student: Student, part: Part): () => void {
+  const names = part.nodes.flatMap((node) => [node.name, ...node.outputs]);
+  const layers = names.flatMap((name) => student.layers.get(name) ?? []);
+  const activations = names.flatMap((name) => student.activations.get(name) ?? []);
+  return () => {
+    for (const layer of layers) student.setLayer(layer);
+    for (const state of activations) student.setActivation(state);
+  };
+}
+
+/** Puts new row sets in place; sets that no later unit reads are freed. */
+function move(
+  frontier: Frontier,
+  outputs: Frontier,
+  needed: ReadonlySet<string>,
+  { samples }: Session,
+): void {
+  for (const [name, set] of outputs) frontier.set(name, set);
+  for (const [name, set] of frontier) {
+    if (needed.has(name)) continue;
+    if (set !== samples.train && set !== samples.heldOut) set[Symbol.dispose]();
+    frontier.delete(name);
+  }
+}

@@ -1,0 +1,225 @@
+// The verb: a network and unlabelled inputs in, the quantized student and a report out.
+import type { Device } from "../gpu/device.ts";
+import { Device as GpuDevice } from "../gpu/device.ts";
+import { type ImageSet, normalize } from "../data/image_set.ts";
+import { chooseSamples, splitHeldOut } from "../data/sampler.ts";
+import type { Graph } from "../graph/graph.ts";
+import type { QuantizedGraph } from "../graph/quantized_graph.ts";
+import { calibrate } from "./calibrate.ts";
+import { createStudent } from "./create_student.ts";
+import { agreement, layerEnds, measureLayers, predict, topClasses } from "./evaluate.ts";
+import { RowSet } from "./frontier.ts";
+import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
+import { METHODS } from "./methods/methods.ts";
+import { type Network, prepareNetwork } from "./network.ts";
+import type { Recipe } from "./recipe.ts";
+import { type LayerReport, type Report, VERSION } from "./report.ts";
+import type { Progress, Samples, Session } from "./session.ts";
+import { augmentedCopies } from "./augmentation.ts";
+
+export type { Progress } from "./session.ts";
+
+/** Inputs of a run. Labels are needed by method "qat" and to measure top-1 only. */
+export interface DistillData {
+  readonly calibration: ImageSet;
+  readonly calibrationLabels?: Uint32Array<ArrayBuffer>;
+  readonly evaluation?: ImageSet;
+  readonly evaluationLabels?: Uint32Array<ArrayBuffer>;
+}
+
+/** Where a run takes place and who watches. */
+export interface DistillOptions {
+  /** Opened and closed by the run when absent. */
+  readonly device?: Device;
+  readonly onProgress?: (progress: Progress) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** Samples used to choose the activations' ranges. */
+const CALIBRATION_SAMPLES = 256;
+
+/**
+ * Makes a quantized student of a network.
+ *
+ * @param model the trained fp32 network
+ * @param data unlabelled inputs, and what to evaluate on
+ * @param recipe the complete recipe
+ * @param options device, progress and abort signal
+ * @returns the student, ready for export, and the report
+ * @throws UnsupportedError when the network cannot be executed
+ * @throws RangeError when data and network do not fit
+ * @throws GpuError when the device fails
+ */
+export async function distill(
+  model: Graph,
+  data: DistillData,
+  recipe: Recipe,
+  options: DistillOptions = {},
+): Promise<{ student: QuantizedGraph; report: Report }> {
+  const device = options.device ?? await GpuDevice.open();
+  try {
+    return await run(device, model, data, recipe, options);
+  } finally {
+    if (options.device === undefined) device.dispose();
+  }
+}
+
+async function run(
+  device: Device,
+  model: Graph,
+  data: DistillData,
+  recipe: Recipe,
+  { onProgress = () => {}, signal }: DistillOptions,
+): Promise<{ student: QuantizedGraph; report: Report }> {
+  const start = performance.now();
+  const network = prepareNetwork(model, recipe, recipe.batchNorm !== "folded");
+  const batch = fittingBatch(device, network.trained, recipe.batchSize);
+  const samples = uploadSamples(device, network, data, recipe);
+  using teacher = teacherValues(device, network);
+  const total = samples.clean;
+  onProgress({ stage: "calibrate", done: 0, total });
+  const activations = await calibrate(device, network, teacher, samples.train, {
+    batch: Math.min(batch, samples.clean),
+    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    observer: recipe.activationObserver,
+  });
+  const student = createStudent(network, activations, recipe);
+  onProgress({ stage: "calibrate", done: total, total });
+  const judged = samples.heldOut.rows > 0 ? samples.heldOut : samples.train;
+  const before = await measureLayers(device, network, teacher, student, judged);
+  const calibrated = performance.now();
+
+  const rolledBack = new Set<string>();
+  const session: Session = {
+    device,
+    network,
+    student,
+    teacher,
+    samples,
+    recipe,
+    batch,
+    report: onProgress,
+    signal,
+    rolledBack,
+  };
+  await METHODS[recipe.method]!(session);
+  const after = await measureLayers(device, network, teacher, student, judged);
+  const frozen = student.freeze(network.folded);
+  samples.train[Symbol.dispose]();
+  samples.heldOut[Symbol.dispose]();
+  const distilled = performance.now();
+
+  const classes = await evaluate(session, data, onProgress);
+  const end = performance.now();
+  const layers = Array.from(network.weightBits, ([name, weightBits]): LayerReport => ({
+    name,
+    opType: network.teacher.graph.nodes.find((node) => node.name === name)!.opType,
+    weightBits,
+    activationBits: outputBits(network, name),
+    mseBefore: before.get(name)!.mse,
+    mseAfter: after.get(name)!.mse,
+    sqnrDb: after.get(name)!.sqnrDb,
+    cosine: after.get(name)!.cosine,
+    rolledBack: rolledBack.has(name),
+  }));
+  const seconds = (from: number, to: number) => (to - from) / 1000;
+  return {
+    student: frozen,
+    report: {
+      stilla: VERSION,
+      adapter: device.adapterName,
+      method: recipe.method,
+      weightBits: recipe.weightBits,
+      activationBits: recipe.activationBits,
+      seed: recipe.seed,
+      samples: { train: samples.clean, heldOut: samples.heldOut.rows },
+      layers,
+      network: { ...classes, sizeBytes: null, weightBytes: weightBytes(frozen) },
+      seconds: {
+        calibrate: seconds(start, calibrated),
+        distill: seconds(calibrated, distilled),
+        evaluate: seconds(distilled, end),
+        total: seconds(start, end),
+      },
+    },
+  };
+}
+
+/** Chooses, normalizes and uploads the calibration inputs, with augmented copies behind the clean ones. */
+function uploadSamples(
+  device: Device,
+  network: Network,
+  { calibration, calibrationLabels }: DistillData,
+  recipe: Recipe,
+): Samples {
+  const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
+  const chosen = chooseSamples(calibration.count, recipe.samples, recipe.seed);
+  const split = splitHeldOut(chosen, recipe.heldOut);
+  const clean = normalize(calibration, split.train, recipe);
+  const { channels } = calibration;
+  const black = normalize(
+    {
+      ...calibration,
+      count: 1,
+      data: new (calibration.data.constructor as Uint8ArrayConstructor)(calibration.data.length),
+    },
+    [0],
+    recipe,
+  ).slice(0, channels);
+  const copies = augmentedCopies(clean, calibration, black, recipe.augment, recipe.seed);
+  const { length } = split.train;
+  const train = new RowSet(device, length * (1 + copies.length), rowShape, "training inputs");
+  [clean, ...copies].forEach((rows, i) => train.upload(i * length, rows));
+  const heldOut = new RowSet(device, split.heldOut.length, rowShape, "held-out inputs");
+  heldOut.upload(0, normalize(calibration, split.heldOut, recipe));
+  return {
+    train,
+    clean: length,
+    heldOut,
+    black,
+    ...(calibrationLabels && {
+      labels: Uint32Array.from(split.train, (index) => calibrationLabels[index]!),
+    }),
+  };
+}
+
+/** Classes of teacher and student on the evaluation inputs. */
+async function evaluate(
+  { device, network, student, teacher, recipe }: Session,
+  { evaluation, evaluationLabels }: DistillData,
+  onProgress: (progress: Progress) => void,
+): Promise<Pick<Report["network"], "evaluated" | "top1Teacher" | "top1Student" | "agreement">> {
+  if (evaluation === undefined) {
+    return { evaluated: null, top1Teacher: null, top1Student: null, agreement: null };
+  }
+  const { count } = evaluation;
+  const progress = (offset: number) => (done: number) =>
+    onProgress({ stage: "evaluate", done: offset + done, total: 2 * count });
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  using values = studentValues(device, network, student, part);
+  const classes = async (of: typeof values, offset: number) =>
+    topClasses(await predict(device, network, of, evaluation, recipe, progress(offset)), count);
+  const teacherClasses = await classes(teacher, 0);
+  const studentClasses = await classes(values, count);
+  const top1 = (found: Uint32Array) =>
+    evaluationLabels === undefined ? null : agreement(found, evaluationLabels);
+  return {
+    evaluated: count,
+    top1Teacher: top1(teacherClasses),
+    top1Student: top1(studentClasses),
+    agreement: agreement(teacherClasses, studentClasses),
+  };
+}
+
+/** Bits of the tensor that a layer's step ends with; null where it stays float. */
+function outputBits(network: Network, layer: string): number | null {
+  return network.activationBits.get(layerEnds(network).get(layer) ?? "") ?? null;
+}
+
+/** Bytes of weights at their bit width and biases at 32 bits, packed. */
+function weightBytes({ weights, biases }: QuantizedGraph): number {
+  let bits = 0;
+  for (const { values, bits: width } of weights.values()) bits += values.data.length * width;
+  for (const { values } of biases.values()) bits += values.data.length * 32;
+  return Math.ceil(bits / 8);
+}

@@ -1,0 +1,152 @@
+// What the finished student is worth: classes on an evaluation set beside the teacher's, and the error of every layer.
+import type { Device } from "../gpu/device.ts";
+import { errorSums } from "../../kernels/mse.ts";
+import { Plan } from "../gpu/plan.ts";
+import { type ImageSet, normalize } from "../data/image_set.ts";
+import { rowsAndChannels } from "../ops/context.ts";
+import { fuseLayers } from "../graph/layers.ts";
+import type { Student } from "../quant/student.ts";
+import type { RowSet } from "./frontier.ts";
+import {
+  fittingBatch,
+  type NetworkValues,
+  partBetween,
+  recordForward,
+  studentValues,
+} from "./inference.ts";
+import { fakeQuantizeInput } from "./input_quantizer.ts";
+import { type Measured, readErrorSums } from "./measure.ts";
+import type { Network } from "./network.ts";
+import type { Recipe } from "./recipe.ts";
+
+/** Inputs in flight while evaluating. */
+const EVALUATION_BATCH = 250;
+
+/**
+ * The network's outputs for every input of a set.
+ *
+ * @param device where to run
+ * @param network the network
+ * @param values the teacher's or the deployed student's
+ * @param images inputs
+ * @param normalization of the inputs
+ * @param onBatch called with the number of inputs done
+ * @returns [images, classes] logits
+ */
+export async function predict(
+  device: Device,
+  network: Network,
+  values: NetworkValues,
+  images: ImageSet,
+  normalization: Pick<Recipe, "mean" | "std" | "scale">,
+  onBatch: (done: number) => void = () => {},
+): Promise<Float32Array<ArrayBuffer>> {
+  const { count } = images;
+  const batch = Math.min(count, fittingBatch(device, network.teacher, EVALUATION_BATCH));
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
+  const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
+  const logits = new Float32Array(count * classes);
+  const remainder = count % batch;
+  for (
+    const [start, end, size] of [
+      [0, count - remainder, batch],
+      [count - remainder, count, remainder],
+    ] as const
+  ) {
+    if (start === end) continue;
+    using plan = new Plan(device);
+    const x = plan.tensor([size, ...rowShape], network.input);
+    const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
+    const results = recordForward(plan, part, values, new Map([[network.input, input]]));
+    for (let row = start; row < end; row += size) {
+      const indices = Uint32Array.from({ length: size }, (_, i) => row + i);
+      device.upload(x, normalize(images, indices, normalization));
+      plan.replay();
+      logits.set(await device.read(results.get(network.output)!), row * classes);
+      onBatch(row + size);
+    }
+  }
+  return logits;
+}
+
+/** Largest logit of each row: the first where several are equal. */
+export function topClasses(logits: Float32Array, count: number): Uint32Array<ArrayBuffer> {
+  const classes = logits.length / count;
+  return Uint32Array.from({ length: count }, (_, row) => {
+    let best = 0;
+    for (let c = 1; c < classes; c++) {
+      if (logits[row * classes + c]! > logits[row * classes + best]!) best = c;
+    }
+    return best;
+  });
+}
+
+/** Fraction of positions at which two lists of classes agree. */
+export function agreement(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let same = 0;
+  for (let i = 0; i < a.length; i++) if (a[i] === b[i]) same++;
+  return same / a.length;
+}
+
+/**
+ * Errors of the tensors that end the student's layers: the whole deployed student beside the whole teacher.
+ *
+ * @param device where to run
+ * @param network the network
+ * @param teacher the teacher's values
+ * @param student the student
+ * @param images inputs of the network
+ * @returns errors by layer (node name): of the tensor that the layer's step gives
+ */
+export async function measureLayers(
+  device: Device,
+  network: Network,
+  teacher: NetworkValues,
+  student: Student,
+  images: RowSet,
+): Promise<Map<string, Measured>> {
+  const ends = layerEnds(network);
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  using values = studentValues(device, network, student, part);
+  const batch = Math.min(images.rows, fittingBatch(device, network.teacher, 64, 1 << 28));
+  const sums = new Map(
+    Array.from(ends.keys(), (name) => [name, device.tensor([16], { label: `errors ${name}` })]),
+  );
+  for (let row = 0; row + batch <= images.rows; row += batch) {
+    // Recorded anew for each batch: there are few, and the pipelines are cached.
+    using plan = new Plan(device);
+    const x = plan.tensor([batch, ...images.rowShape], network.input);
+    images.copyOut(row, batch, x);
+    const keep = new Set(ends.values());
+    const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
+    const targets = recordForward(plan, part, teacher, new Map([[network.input, x]]), keep);
+    const outputs = recordForward(plan, part, values, new Map([[network.input, input]]), keep);
+    for (const [name, tensor] of ends) {
+      const y = outputs.get(tensor)!;
+      plan.run(errorSums(rowsAndChannels(y.shape), device.target), {
+        y,
+        teacher: targets.get(tensor)!,
+        sums: sums.get(name)!,
+      });
+    }
+    plan.replay();
+  }
+  const result = new Map<string, Measured>();
+  for (const [name, tensor] of sums) {
+    result.set(name, await readErrorSums(device, tensor));
+    device.release(tensor);
+  }
+  return result;
+}
+
+/** The tensor that ends each layer's step, quantizer included. */
+export function layerEnds(network: Network): Map<string, string> {
+  const { graph, shapes } = network.teacher;
+  const keep = new Set(network.activationBits.keys());
+  const ends = new Map<string, string>();
+  for (const step of fuseLayers(graph, keep, shapes)) {
+    if (step.kind === "layer") ends.set(step.name, step.output);
+  }
+  return ends;
+}

@@ -1,0 +1,247 @@
+// Forward passes of a part of a network: recorded once for each batch size, replayed for every batch. The teacher runs
+// on its own weights and no quantizers, the deployed student on the values of its integers.
+import type { QuantGrid } from "../../kernels/epilogue.ts";
+import type { NdArray } from "../core/nd_array.ts";
+import type { Device } from "../gpu/device.ts";
+import { Plan } from "../gpu/plan.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import type { ChannelsLastGraph } from "../graph/channels_last.ts";
+import type { Graph, Node } from "../graph/graph.ts";
+import { fuseLayers } from "../graph/layers.ts";
+import type { ActivationQParams } from "../graph/quantized_graph.ts";
+import type { ActivationQuantizer, OpContext } from "../ops/context.ts";
+import { recordSteps } from "../ops/ops.ts";
+import type { Student } from "../quant/student.ts";
+import { type Frontier, RowSet } from "./frontier.ts";
+import { type Network, nodesBetween, shapesForBatch } from "./network.ts";
+
+/** A part of a channels-last graph between tensors. */
+export interface Part {
+  readonly source: ChannelsLastGraph;
+  readonly nodes: readonly Node[];
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+}
+
+/** The part of a graph between tensors. */
+export function partBetween(
+  source: ChannelsLastGraph,
+  inputs: readonly string[],
+  outputs: readonly string[],
+): Part {
+  return { source, nodes: nodesBetween(source.graph, inputs, outputs), inputs, outputs };
+}
+
+/** The part as a graph of its own (initializers are those of the whole). */
+export function graphOf({ source, nodes, inputs, outputs }: Part): Graph {
+  const info = (name: string) => ({
+    name,
+    dtype: "float32" as const,
+    shape: source.shapes.get(name) ?? [],
+  });
+  return { ...source.graph, nodes, inputs: inputs.map(info), outputs: outputs.map(info) };
+}
+
+/** Weights and quantizers of one copy of the network on the GPU. */
+export class NetworkValues implements Disposable {
+  readonly #device: Device;
+  readonly #parameters = new Map<string, Tensor>();
+  readonly #quantizers = new Map<string, ActivationQuantizer>();
+  readonly #owned: Tensor[] = [];
+
+  /**
+   * @param device where they lie
+   * @param arrays arrays by initializer name, channels last
+   * @param quantizers quantizers by tensor name
+   */
+  constructor(
+    device: Device,
+    arrays: ReadonlyMap<string, NdArray>,
+    quantizers: ReadonlyMap<string, ActivationQParams>,
+  ) {
+    this.#device = device;
+    for (const [name, array] of arrays) {
+      const shape = array.shape.length === 0 ? [1] : array.shape;
+      const tensor = device.fromArray(shape, array.data as Float32Array, { label: name });
+      this.#parameters.set(name, tensor);
+      this.#owned.push(tensor);
+    }
+    for (const [name, { scale, zeroPoint, quantMin, quantMax }] of quantizers) {
+      const qparams = device.fromArray([4], [scale, zeroPoint, 0, 0], { label: `qparams ${name}` });
+      const grid: QuantGrid = { quantMin, quantMax };
+      this.#quantizers.set(name, { grid, qparams });
+      this.#owned.push(qparams);
+    }
+  }
+
+  /** Tensor by initializer name. */
+  parameter(name: string): Tensor {
+    const tensor = this.#parameters.get(name);
+    if (tensor === undefined) throw new TypeError(`There is no initializer "${name}"`);
+    return tensor;
+  }
+
+  /** Quantizer by tensor name. */
+  quantizer(name: string): ActivationQuantizer | undefined {
+    return this.#quantizers.get(name);
+  }
+
+  /** Names of the tensors that carry quantizers. */
+  get quantized(): ReadonlySet<string> {
+    return new Set(this.#quantizers.keys());
+  }
+
+  /** Gives the memory back. */
+  [Symbol.dispose](): void {
+    for (const tensor of this.#owned) this.#device.release(tensor);
+    this.#owned.length = 0;
+  }
+}
+
+/** The teacher's values: float32, nothing quantized. */
+export function teacherValues(device: Device, network: Network): NetworkValues {
+  return new NetworkValues(device, network.teacher.graph.initializers, new Map());
+}
+
+/**
+ * The deployed student's values, for the layers of a part: what the exported integers stand for.
+ *
+ * @param device where to put them
+ * @param network the network
+ * @param student its student
+ * @param part the part that will run
+ * @returns values for {@linkcode recordForward}
+ */
+export function studentValues(
+  device: Device,
+  network: Network,
+  student: Student,
+  part: Part,
+): NetworkValues {
+  const arrays = new Map<string, NdArray>();
+  const tensors = new Set(part.inputs);
+  for (const node of part.nodes) {
+    for (const name of node.inputs) {
+      const array = network.teacher.graph.initializers.get(name);
+      if (array !== undefined) arrays.set(name, array);
+    }
+    for (const name of node.outputs) tensors.add(name);
+  }
+  for (const node of part.nodes) {
+    const layer = student.layers.get(node.name);
+    if (layer === undefined) continue;
+    const frozen = student.freezeLayer(node.name);
+    arrays.set(layer.weight, frozen.weightValues);
+    if (layer.biasName !== undefined && frozen.biasValues) {
+      arrays.set(layer.biasName, frozen.biasValues);
+    }
+  }
+  const quantizers = Array.from(student.activations).filter(([name]) => tensors.has(name));
+  return new NetworkValues(device, arrays, new Map(quantizers));
+}
+
+/**
+ * Records the forward pass of a part.
+ *
+ * @param plan where to record
+ * @param part what to run
+ * @param values weights and quantizers
+ * @param inputs tensors by name, with the batch as first size; an input that carries a quantizer is already quantized
+ * @param keep further tensors that must stay readable
+ * @returns every tensor by name; only outputs, inputs and kept ones are still valid at the end
+ */
+export function recordForward(
+  plan: Plan,
+  part: Part,
+  values: NetworkValues,
+  inputs: ReadonlyMap<string, Tensor>,
+  keep: ReadonlySet<string> = new Set(),
+): Map<string, Tensor> {
+  const batch = inputs.values().next().value?.shape[0] ?? 1;
+  const graph = graphOf(part);
+  const shapes = shapesForBatch(part.source, batch);
+  const context: OpContext = {
+    recorder: plan,
+    graph,
+    shapes,
+    values: new Map(inputs),
+    parameter: (name) => ({ value: values.parameter(name) }),
+    quantizer: (name) => values.quantizer(name),
+    keep,
+  };
+  recordSteps(context, fuseLayers(graph, new Set([...values.quantized, ...keep]), shapes));
+  return context.values;
+}
+
+/**
+ * Runs a part over all rows of its inputs.
+ *
+ * @param device where to run
+ * @param part what to run
+ * @param values weights and quantizers
+ * @param from its inputs
+ * @param batch rows at a time
+ * @returns its outputs, as new row sets
+ */
+export function advance(
+  device: Device,
+  part: Part,
+  values: NetworkValues,
+  from: Frontier,
+  batch: number,
+): Frontier {
+  const sets = part.inputs.map((name) => {
+    const set = from.get(name);
+    if (set === undefined) throw new TypeError(`The frontier lacks "${name}"`);
+    return [name, set] as const;
+  });
+  const rows = sets[0]?.[1].rows ?? 0;
+  const to: Frontier = new Map();
+  for (const name of part.outputs) {
+    const shape = part.source.shapes.get(name)?.slice(1) ?? [];
+    to.set(name, new RowSet(device, rows, shape, name));
+  }
+  // Full batches share one plan; what remains has its own.
+  const remainder = rows % batch;
+  const sizes = [[0, rows - remainder, batch], [rows - remainder, rows, remainder]] as const;
+  for (const [start, end, size] of sizes) {
+    if (start === end) continue;
+    using plan = new Plan(device);
+    const inputs = new Map(
+      sets.map(([name, set]) => [name, plan.tensor([size, ...set.rowShape], name)]),
+    );
+    const results = recordForward(plan, part, values, inputs);
+    for (let row = start; row < end; row += size) {
+      for (const [name, set] of sets) set.copyOut(row, size, inputs.get(name)!);
+      plan.replay();
+      for (const name of part.outputs) to.get(name)!.copyIn(results.get(name)!, row, size);
+    }
+  }
+  return to;
+}
+
+/**
+ * Largest batch whose tensors can all be bound and together stay within a budget.
+ *
+ * @param device the device
+ * @param source the graph
+ * @param wanted upper bound
+ * @param budget bytes for all activations together
+ * @returns at least 1
+ */
+export function fittingBatch(
+  device: Device,
+  { graph, shapes }: ChannelsLastGraph,
+  wanted: number,
+  budget = 1 << 30,
+): number {
+  let largest = 0, sum = 0;
+  for (const [name, shape] of shapes) {
+    if (graph.initializers.has(name)) continue;
+    const bytes = shape.reduce((product, n) => product * n, 4);
+    largest = Math.max(largest, bytes);
+    sum += bytes;
+  }
+  const fit = Math.min(device.maxTensorBytes / (largest * 4 / 3), budget / sum);
+  return Math.max(1, Math.min(wanted, Math.floor(fit)));
+}

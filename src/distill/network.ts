@@ -1,0 +1,202 @@
+// A network made ready: the graph as it is exported (batch norm folded), the two channels-last graphs the GPU runs
+// (teacher and deployed student: folded; student in training: with or without batch norm), and which tensors and
+// layers are quantized to how many bits.
+import { UnsupportedError } from "../core/errors.ts";
+import { type ChannelsLastGraph, toChannelsLast } from "../graph/channels_last.ts";
+import { findBatchNormFolds, foldBatchNorm } from "../graph/fold_batch_norm.ts";
+import type { Graph, Node } from "../graph/graph.ts";
+import { inferShapes } from "../graph/shape_inference.ts";
+import { simplify } from "../graph/simplify.ts";
+import { consumers, producers } from "../graph/topology.ts";
+
+/** Bits of a network's quantizers. */
+export interface BitWidths {
+  readonly weightBits: number;
+  readonly activationBits: number;
+  /** Weights of the first and the last layer, and the activations only they read. */
+  readonly firstLastBits: number;
+}
+
+/** A network made ready for distillation. */
+export interface Network {
+  /** Channels first, batch norm folded: what is exported. */
+  readonly folded: Graph;
+  /** Channels last, batch norm folded; its shapes are those of a batch of one. */
+  readonly teacher: ChannelsLastGraph;
+  /** Channels last, as the student trains: with its batch norms, or the same as `teacher`. */
+  readonly trained: ChannelsLastGraph;
+  /** BatchNormalization node by Conv or Gemm node name, for those that train. */
+  readonly batchNorms: ReadonlyMap<string, Node>;
+  /** Bits of every quantized tensor. */
+  readonly activationBits: ReadonlyMap<string, number>;
+  /** Bits of every weighted layer, by node name, in execution order. */
+  readonly weightBits: ReadonlyMap<string, number>;
+  readonly input: string;
+  readonly output: string;
+}
+
+/** Operators with weights. */
+const LAYERS: ReadonlySet<string> = new Set(["Conv", "Gemm"]);
+/** Operators that compute on integers once their input is quantized. */
+const POOLS: ReadonlySet<string> = new Set(["AveragePool", "GlobalAveragePool", "ReduceMean"]);
+
+/**
+ * Makes a network ready.
+ *
+ * @param model the network as imported
+ * @param bits bits of the quantizers
+ * @param keepBatchNorm whether the student trains with its batch norms
+ * @returns all that the methods need
+ * @throws UnsupportedError when a node cannot be executed
+ * @throws RangeError when shapes conflict or there is nothing to quantize
+ */
+export function prepareNetwork(model: Graph, bits: BitWidths, keepBatchNorm: boolean): Network {
+  const simplified = simplify(model);
+  const folded = foldBatchNorm(simplified);
+  const teacher = channelsLast(folded);
+  const [input] = folded.inputs, [output] = folded.outputs;
+  if (input === undefined || folded.inputs.length !== 1 || output === undefined) {
+    throw new RangeError(
+      `the network has ${folded.inputs.length} inputs and ${folded.outputs.length} outputs, expected one input`,
+    );
+  }
+  checkSupported(teacher.graph);
+  const batchNorms = new Map<string, Node>();
+  if (keepBatchNorm) {
+    for (const { layer, batchNorm } of findBatchNormFolds(simplified)) {
+      batchNorms.set(layer.name, batchNorm);
+    }
+  }
+  return {
+    folded,
+    teacher,
+    trained: batchNorms.size > 0 ? channelsLast(simplified) : teacher,
+    batchNorms,
+    ...assignBits(teacher.graph, bits),
+    input: input.name,
+    output: output.name,
+  };
+}
+
+/** Shapes of a channels-last graph for a batch: every activation has the batch as its first size. */
+export function shapesForBatch(
+  { graph, shapes }: ChannelsLastGraph,
+  batch: number,
+): Map<string, readonly number[]> {
+  const result = new Map<string, readonly number[]>();
+  for (const [name, shape] of shapes) {
+    result.set(name, graph.initializers.has(name) ? shape : [batch, ...shape.slice(1)]);
+  }
+  return result;
+}
+
+/** The nodes of a graph that lie between tensors: those that `outputs` depend on and `inputs` do not. */
+export function nodesBetween(
+  graph: Graph,
+  inputs: readonly string[],
+  outputs: readonly string[],
+): Node[] {
+  const makers = producers(graph);
+  const stop = new Set(inputs);
+  const wanted = new Set<Node>();
+  const open = outputs.filter((name) => !stop.has(name));
+  for (let name = open.pop(); name !== undefined; name = open.pop()) {
+    const node = makers.get(name);
+    if (node === undefined || wanted.has(node)) continue;
+    wanted.add(node);
+    open.push(...node.inputs.filter((input) => input !== "" && !stop.has(input)));
+  }
+  return graph.nodes.filter((node) => wanted.has(node));
+}
+
+function channelsLast(graph: Graph): ChannelsLastGraph {
+  return toChannelsLast(graph, inferShapes(graph, 1));
+}
+
+/** A batch norm that could not be folded would have to run by itself; nothing here does that. */
+function checkSupported(graph: Graph): void {
+  const seen = new Set<string>();
+  for (const node of graph.nodes) {
+    if (node.opType === "BatchNormalization") {
+      throw new UnsupportedError(
+        node.opType,
+        node.name,
+        "it does not directly follow a Conv or Gemm and so cannot be folded",
+      );
+    }
+    if (!LAYERS.has(node.opType)) continue;
+    const weight = node.inputs[1] ?? "";
+    if (seen.has(weight)) {
+      throw new UnsupportedError(
+        node.opType,
+        node.name,
+        `its weight "${weight}" is shared with another layer`,
+      );
+    }
+    seen.add(weight);
+  }
+}
+
+function assignBits(
+  graph: Graph,
+  { weightBits, activationBits, firstLastBits }: BitWidths,
+): Pick<Network, "activationBits" | "weightBits"> {
+  const layers = graph.nodes.filter((node) => LAYERS.has(node.opType));
+  if (layers.length === 0) throw new RangeError("the network has no Conv or Gemm to quantize");
+  const readers = consumers(graph);
+  const makers = producers(graph);
+  const isOuter = (node: Node) =>
+    !reaches(node, (name) => [makers.get(name)], (n) => n.inputs) ||
+    !reaches(node, (name) => readers.get(name) ?? [], (n) => n.outputs);
+  const outer = new Set(layers.filter(isOuter).map((node) => node.name));
+  const weights = new Map(
+    layers.map((node) => [node.name, outer.has(node.name) ? firstLastBits : weightBits]),
+  );
+  const activations = new Map<string, number>();
+  for (const node of graph.nodes) {
+    if (!LAYERS.has(node.opType) && !POOLS.has(node.opType)) continue;
+    const tensor = node.inputs[0]!;
+    const fed = layersFedBy(tensor, readers);
+    const all = fed.length > 0 ? fed : [node.name];
+    const onlyOuter = all.every((name) => outer.has(name) || !weights.has(name));
+    activations.set(tensor, onlyOuter ? firstLastBits : activationBits);
+  }
+  return { weightBits: weights, activationBits: activations };
+}
+
+/** Whether another layer is found from a node by following tensors one way. */
+function reaches(
+  start: Node,
+  next: (tensor: string) => readonly (Node | undefined)[],
+  tensors: (node: Node) => readonly string[],
+): boolean {
+  const seen = new Set<Node>([start]);
+  const open = [start];
+  for (let node = open.pop(); node !== undefined; node = open.pop()) {
+    for (const tensor of tensors(node)) {
+      for (const neighbour of next(tensor)) {
+        if (neighbour === undefined || seen.has(neighbour)) continue;
+        if (LAYERS.has(neighbour.opType)) return true;
+        seen.add(neighbour);
+        open.push(neighbour);
+      }
+    }
+  }
+  return false;
+}
+
+/** Names of the layers that read a tensor, directly or through nodes without weights. */
+function layersFedBy(tensor: string, readers: ReadonlyMap<string, readonly Node[]>): string[] {
+  const names = new Set<string>();
+  const seen = new Set<string>();
+  const open = [tensor];
+  for (let name = open.pop(); name !== undefined; name = open.pop()) {
+    if (seen.has(name)) continue;
+    seen.add(name);
+    for (const node of readers.get(name) ?? []) {
+      if (LAYERS.has(node.opType)) names.add(node.name);
+      else open.push(...node.outputs);
+    }
+  }
+  return [...names];
+}

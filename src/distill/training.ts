@@ -1,0 +1,153 @@
+// One training loop for every method: a step is recorded once (mini-batch, forward pass of the student, losses, backward
+// pass, optimizer) and replayed. What differs between methods comes in as functions: where the inputs come from, and
+// what the losses are.
+import { binaryForward } from "../../kernels/elementwise.ts";
+import { advanceSchedule, finishStep, STATE_SIZE } from "../../kernels/schedule.ts";
+import { Tape } from "../autograd/tape.ts";
+import type { Device } from "../gpu/device.ts";
+import { Plan } from "../gpu/plan.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import { fuseLayers } from "../graph/layers.ts";
+import { type OpContext, rowsAndChannels } from "../ops/context.ts";
+import { recordSteps } from "../ops/ops.ts";
+import type { Student } from "../quant/student.ts";
+import { type LearningRates, TrainingParameters } from "../quant/training_parameters.ts";
+import { graphOf, type NetworkValues, type Part } from "./inference.ts";
+import { shapesForBatch } from "./network.ts";
+import type { Recipe } from "./recipe.ts";
+
+/** What the losses of a step are recorded with. */
+export interface LossContext {
+  readonly plan: Plan;
+  readonly tape: Tape;
+  /** The student's tensors by name. */
+  readonly values: ReadonlyMap<string, Tensor>;
+  readonly state: Tensor;
+  /** [steps * terms]: the loss history. */
+  readonly losses: Tensor;
+  readonly steps: number;
+}
+
+/** A training run. */
+export interface TrainingRun {
+  readonly device: Device;
+  readonly student: Student;
+  /** Part of the network that runs, in the form that trains. */
+  readonly part: Part;
+  /** Node names of the layers that train. */
+  readonly layers: readonly string[];
+  /** Constants of the part that do not train. */
+  readonly constants: NetworkValues;
+  readonly steps: number;
+  readonly batch: number;
+  readonly rates: LearningRates;
+  readonly weightQuantizer: Recipe["weightQuantizer"];
+  /** Steps in which batch norm uses the statistics of the batch. */
+  readonly batchNormLiveSteps: number;
+  readonly schedule?: "cosine" | "constant";
+  /** Tensors that must exist by themselves because a loss reads them. */
+  readonly keep: ReadonlySet<string>;
+  /** Terms of the loss that are kept in the history. */
+  readonly terms: number;
+  /** Records where the inputs of a step come from. */
+  readonly inputs: (plan: Plan, state: Tensor) => Map<string, Tensor>;
+  /** Records the losses and gives their gradients to the tape. */
+  readonly recordLosses: (context: LossContext) => void;
+  /** Called now and then with the number of steps done and the newest loss. */
+  readonly onStep?: ((done: number, loss: number) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A loss or weight stopped being a finite number. */
+export class DivergedError extends Error {
+  override readonly name = "DivergedError";
+}
+
+const WARMUP = 0.05;
+const BETA1 = 0.9, BETA2 = 0.99;
+const BATCH_NORM_MOMENTUM = 0.05;
+const ROUNDING = { roundingWarmup: 0.2, roundingBetaStart: 20, roundingBetaEnd: 2 };
+const ROUNDING_REGULARIZER = 1e-4;
+/** Steps between two looks at the loss. */
+const STEPS_PER_LOOK = 10;
+
+/**
+ * Trains the layers of a part and stores the result in the student.
+ *
+ * @param run what to train, on what, and how
+ * @returns the loss of every step (the first term)
+ * @throws DivergedError when the loss is not finite
+ * @throws DOMException when the signal aborts
+ */
+export async function train(run: TrainingRun): Promise<Float32Array> {
+  const { device, student, part, steps, batch } = run;
+  if (steps === 0) return new Float32Array();
+  const shapes = shapesForBatch(part.source, batch);
+  const graph = graphOf(part);
+  const made = new Set(part.nodes.flatMap((node) => node.outputs));
+  const activations = new Map<string, number>();
+  for (const tensor of student.activations.keys()) {
+    if (made.has(tensor)) {
+      activations.set(tensor, rowsAndChannels(shapes.get(tensor) ?? []).channels);
+    }
+  }
+  const state = device.tensor([STATE_SIZE], { label: "training state" });
+  const losses = device.tensor([steps * run.terms], { label: "loss history" });
+  using parameters = new TrainingParameters(device, student, run.layers, activations, state, {
+    rates: run.rates,
+    weightQuantizer: run.weightQuantizer,
+    batchNormMomentum: BATCH_NORM_MOMENTUM,
+    roundingRegularizer: ROUNDING_REGULARIZER,
+    beta1: BETA1,
+    beta2: BETA2,
+  });
+  using plan = new Plan(device);
+  plan.run(
+    advanceSchedule({
+      steps,
+      warmupSteps: Math.max(1, Math.trunc(WARMUP * steps)),
+      schedule: run.schedule ?? "cosine",
+      beta1: BETA1,
+      beta2: BETA2,
+      batchNormLiveSteps: run.batchNormLiveSteps,
+      ...ROUNDING,
+    }, device.target),
+    { state },
+  );
+  parameters.recordForward(plan);
+  const tape = new Tape(plan, (shape) => binaryForward({ operator: "add", a: shape, b: shape }));
+  const context: OpContext = {
+    recorder: plan,
+    graph,
+    shapes,
+    values: run.inputs(plan, state),
+    parameter: (name) => parameters.parameter(name) ?? { value: run.constants.parameter(name) },
+    quantizer: (tensor) => parameters.quantizer(tensor),
+    batchNorm: (node) => parameters.batchNorm(node),
+    tape,
+  };
+  const keep = new Set([...activations.keys(), ...run.keep]);
+  recordSteps(context, fuseLayers(graph, keep, shapes));
+  run.recordLosses({ plan, tape, values: context.values, state, losses, steps });
+  tape.backward();
+  parameters.recordStep(plan);
+  plan.run(finishStep(device.target), { state });
+
+  let history = new Float32Array();
+  for (let done = 0; done < steps;) {
+    run.signal?.throwIfAborted();
+    const next = Math.min(STEPS_PER_LOOK, steps - done);
+    plan.replay(next);
+    done += next;
+    history = await device.read(losses);
+    const loss = history[(done - 1) * run.terms] ?? NaN;
+    if (!Number.isFinite(loss)) {
+      throw new DivergedError(`the loss of "${part.outputs[0]}" is ${loss} at step ${done}`);
+    }
+    run.onStep?.(done, loss);
+  }
+  await parameters.store();
+  device.release(state);
+  device.release(losses);
+  return history.filter((_, i) => i % run.terms === 0);
+}

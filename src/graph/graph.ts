@@ -1,0 +1,42 @@
+// A network as ONNX describes it: named tensors, nodes in topological order, constants. Channels first, as in the file.
+import type { DType, NdArray } from "../core/nd_array.ts";
+
+/** An attribute of a node. ONNX integers are numbers here (all used ones are far below 2^53). */
+export type Attribute =
+  | number
+  | string
+  | readonly number[]
+  | readonly string[]
+  | NdArray;
+
+/** One operation. */
+export interface Node {
+  /** Unique in the graph. */
+  readonly name: string;
+  /** ONNX operator, e.g. `Conv`. */
+  readonly opType: string;
+  /** Tensor names; `""` stands for an optional input that is absent. */
+  readonly inputs: readonly string[];
+  /** Tensor names. */
+  readonly outputs: readonly string[];
+  readonly attributes: Readonly<Record<string, Attribute>>;
+}
+
+/** Name, type and shape of an input or output of the graph; a string is a symbolic size such as the batch `N`. */
+export interface ValueInfo {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: readonly (number | string)[];
+}
+
+/** A network. Passes return a new graph and leave their argument as it is. */
+export interface Graph {
+  readonly name: string;
+  /** Opset version of the default ONNX domain. */
+  readonly opset: number;
+  readonly inputs: readonly ValueInfo[];
+  readonly outputs: readonly ValueInfo[];
+  /** In topological order. */
+  readonly nodes: readonly Node[];
+  readonly initializers: ReadonlyMap<string, NdArray>;
+}

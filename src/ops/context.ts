@@ -1,0 +1,126 @@
+// What an operator needs to record itself: where kernels go, the tensors made so far, parameters, quantizers and, when
+// gradients are wanted, the tape.
+import type { QuantGrid } from "../../kernels/epilogue.ts";
+import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
+import type { Tape } from "../autograd/tape.ts";
+import type { Recorder } from "../gpu/plan.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import type { Graph, Node } from "../graph/graph.ts";
+
+/** Fake quantizer of one activation. */
+export interface ActivationQuantizer {
+  readonly grid: QuantGrid;
+  /** [scale, zeroPoint]. */
+  readonly qparams: Tensor;
+  /** Where training puts the terms of the scale's gradient, [channels]; absent when the scale is fixed. */
+  readonly scaleSums?: Tensor;
+}
+
+/** A parameter on the GPU; `gradient` is where training wants its gradient. */
+export interface Trainable {
+  readonly value: Tensor;
+  readonly gradient?: Tensor;
+}
+
+/** A batch norm that trains, on the statistics of the batch while state[4] says so. All tensors are [C]. */
+export interface LiveBatchNorm {
+  readonly gamma: Trainable;
+  readonly beta: Trainable;
+  readonly runningMean: Tensor;
+  readonly runningVariance: Tensor;
+  readonly epsilon: number;
+  /** Part of the batch's statistics in the running ones after a step. */
+  readonly momentum: number;
+  /** The training state of kernels/schedule.ts. */
+  readonly state: Tensor;
+}
+
+/** Everything an operator records itself with. */
+export interface OpContext {
+  readonly recorder: Recorder;
+  /** The channels-last graph the nodes come from: its initializers give attributes that ONNX passes as inputs. */
+  readonly graph: Graph;
+  /** Channels-last shapes by tensor name. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** Tensors by name: inputs at the start, results as they are recorded. */
+  readonly values: Map<string, Tensor>;
+  /** The GPU tensor of an initializer (weights, biases, constants). */
+  readonly parameter: (name: string) => Trainable;
+  /** The quantizer of a tensor, if it has one. */
+  readonly quantizer: (tensor: string) => ActivationQuantizer | undefined;
+  /** Tensors that must outlive the recorded steps, besides the graph's outputs. */
+  readonly keep?: ReadonlySet<string>;
+  /** Present when gradients are wanted. */
+  readonly tape?: Tape;
+  /** Batch norms by node name that use the statistics of the batch; needs the tape. */
+  readonly batchNorm?: (node: string) => LiveBatchNorm | undefined;
+}
+
+/** Shape of a tensor, by name. */
+export function shapeOf(context: OpContext, tensor: string): readonly number[] {
+  const shape = context.shapes.get(tensor);
+  if (shape === undefined) throw new TypeError(`Tensor "${tensor}" has no shape`);
+  return shape;
+}
+
+/** The value of a node's input, by position: a computed tensor, or a constant. */
+export function inputOf(context: OpContext, node: Node, position: number): Tensor {
+  const name = node.inputs[position];
+  if (name === undefined || name === "") {
+    throw new TypeError(`node "${node.name}" (${node.opType}): input ${position} is missing`);
+  }
+  return valueOf(context, name);
+}
+
+/** A tensor by name: computed, or a constant. */
+export function valueOf(context: OpContext, name: string): Tensor {
+  return context.values.get(name) ?? context.parameter(name).value;
+}
+
+/** Rows and channels of a channels-last shape. */
+export function rowsAndChannels(shape: readonly number[]): { rows: number; channels: number } {
+  const channels = shape.at(-1) ?? 1;
+  return { rows: shape.slice(0, -1).reduce((product, size) => product * size, 1), channels };
+}
+
+/** A kernel with its tensors by binding name. */
+export interface BoundKernel {
+  readonly kernel: Kernel | KernelSequence;
+  readonly bindings: Readonly<Record<string, Tensor>>;
+}
+
+/** An input of an operator and how its gradient `dx` follows from the result `y` and its gradient `dy`. */
+export interface DifferentiableInput {
+  readonly tensor: Tensor;
+  /** Kernel and bindings of the gradient, except dy and dx. */
+  readonly backward: (y: Tensor) => BoundKernel;
+}
+
+/**
+ * Records an operator with one result.
+ *
+ * @param context where to record
+ * @param output name of the result
+ * @param forward kernel and bindings, except y
+ * @param inputs the inputs that have gradients
+ * @returns the result
+ */
+export function recordOp(
+  context: OpContext,
+  output: string,
+  forward: BoundKernel,
+  inputs: readonly DifferentiableInput[],
+): Tensor {
+  const { recorder, tape } = context;
+  const y = recorder.tensor(shapeOf(context, output), output);
+  recorder.run(forward.kernel, { ...forward.bindings, y });
+  tape?.push(inputs.map((input) => input.tensor), y, (dy) => {
+    for (const { tensor, backward } of inputs) {
+      tape.give(tensor, (dx) => {
+        const { kernel, bindings } = backward(y);
+        recorder.run(kernel, { ...bindings, dy, dx });
+      });
+    }
+  });
+  return y;
+}

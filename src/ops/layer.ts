@@ -1,0 +1,202 @@
+// A layer: convolution or Gemm with what follows it (batch norm or bias, residual, activation, fake quantization).
+// Without a tape everything after the multiplication is fused into its epilogue; with a tape the pre-activation is
+// kept, because the quantizer's and the batch norm's gradients need it.
+import {
+  conv2dBackwardInput,
+  conv2dBackwardWeight,
+  conv2dForward,
+  type Conv2dSpec,
+} from "../../kernels/conv2d.ts";
+import {
+  depthwiseConv2dBackwardInput,
+  depthwiseConv2dBackwardWeight,
+  depthwiseConv2dForward,
+} from "../../kernels/depthwise_conv2d.ts";
+import type { Epilogue } from "../../kernels/epilogue.ts";
+import { gemm } from "../../kernels/gemm.ts";
+import type { KernelSequence, Target } from "../../kernels/kernel.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import { numberAttribute, numbersAttribute } from "../graph/attributes.ts";
+import type { Node } from "../graph/graph.ts";
+import type { LayerStep } from "../graph/layers.ts";
+import { activationOf } from "./activation.ts";
+import {
+  inputOf,
+  type OpContext,
+  rowsAndChannels,
+  shapeOf,
+  type Trainable,
+  valueOf,
+} from "./context.ts";
+import { recordPointwise } from "./pointwise.ts";
+
+/** The multiplication of a layer with its two gradients. */
+interface Linear {
+  forward(epilogue: Epilogue): KernelSequence;
+  backwardInput(): KernelSequence;
+  backwardWeight(): KernelSequence;
+}
+
+/**
+ * Records a layer and puts its result into the context's values.
+ *
+ * @param context where to record
+ * @param step the fused layer
+ */
+export function recordLayer(context: OpContext, step: LayerStep): void {
+  const { recorder, tape } = context;
+  const { layer, batchNorm, residual, activation, output } = step;
+  const x = inputOf(context, layer, 0);
+  const weightName = layer.inputs[1] ?? "";
+  const weight = context.parameter(weightName);
+  const biasName = layer.inputs[2] ?? "";
+  const live = batchNorm && context.batchNorm?.(batchNorm.name);
+  if (batchNorm && !live) {
+    throw new TypeError(`Batch norm "${batchNorm.name}" must be folded before it is executed`);
+  }
+  const bias = biasName === "" || live ? undefined : context.parameter(biasName);
+  const end = {
+    batchNorm: live,
+    bias,
+    residual: residual && valueOf(context, residual.input),
+    activation: activation && activationOf(activation),
+    quantizer: context.quantizer(output),
+  };
+  const linear = linearOf(context, layer, recorder.device.target);
+  const shape = shapeOf(context, output);
+  if (tape === undefined) {
+    const y = recorder.tensor(shape, output);
+    const epilogue: Epilogue = {
+      bias: bias !== undefined,
+      residual: end.residual !== undefined,
+      ...(end.activation && { activation: end.activation }),
+      ...(end.quantizer && { fakeQuantize: end.quantizer.grid }),
+    };
+    recorder.run(linear.forward(epilogue), {
+      x,
+      w: weight.value,
+      ...(bias && { bias: bias.value }),
+      ...(end.residual && { residual: end.residual }),
+      ...(end.quantizer && { qparams: end.quantizer.qparams }),
+      y,
+    });
+    context.values.set(output, y);
+    return;
+  }
+  const z = recordLinear(context, linear, x, weight, shape, layer.name);
+  context.values.set(output, recordPointwise(context, z, end, output));
+}
+
+function recordLinear(
+  { recorder, tape }: OpContext,
+  linear: Linear,
+  x: Tensor,
+  weight: Trainable,
+  shape: readonly number[],
+  label: string,
+): Tensor {
+  const y = recorder.tensor(shape, label);
+  recorder.run(linear.forward({}), { x, w: weight.value, y });
+  tape?.push(
+    [x],
+    y,
+    (dy) => {
+      if (weight.gradient) {
+        recorder.run(linear.backwardWeight(), { x, dy, dw: weight.gradient });
+      }
+      tape.give(x, (dx) => recorder.run(linear.backwardInput(), { dy, w: weight.value, dx }));
+    },
+    weight.gradient !== undefined,
+  );
+  return y;
+}
+
+function linearOf(context: OpContext, layer: Node, target: Target): Linear {
+  const input = shapeOf(context, layer.inputs[0] ?? "");
+  const output = shapeOf(context, layer.outputs[0] ?? "");
+  if (layer.opType === "Gemm") return gemmLinear(input, output, target);
+  const spec = conv2dSpecOf(context, layer);
+  if (spec.group > 1 && spec.group === spec.inChannels && spec.group === spec.outChannels) {
+    return {
+      forward: (epilogue) => depthwiseConv2dForward(spec, epilogue, target),
+      backwardInput: () => depthwiseConv2dBackwardInput(spec, target),
+      backwardWeight: () => depthwiseConv2dBackwardWeight(spec, target),
+    };
+  }
+  return {
+    forward: (epilogue) => conv2dForward(spec, epilogue, target),
+    backwardInput: () => conv2dBackwardInput(spec, target),
+    backwardWeight: () => conv2dBackwardWeight(spec, target),
+  };
+}
+
+/** y [rows, O] = x [rows, I] w [O, I]^T; dx = dy w; dw = dy^T x. The GEMM kernels call their operands a and b. */
+function gemmLinear(input: readonly number[], output: readonly number[], target: Target): Linear {
+  const { rows, channels: inputs } = rowsAndChannels(input);
+  const { channels: outputs } = rowsAndChannels(output);
+  const product = (
+    m: number,
+    n: number,
+    k: number,
+    [transposeA, transposeB]: readonly [boolean, boolean],
+    names: Readonly<Record<"a" | "b" | "y", string>>,
+    epilogue: Epilogue = {},
+  ) => renameBindings(gemm({ m, n, k, transposeA, transposeB }, epilogue, target), names);
+  return {
+    forward: (epilogue) =>
+      product(rows, outputs, inputs, [false, true], { a: "x", b: "w", y: "y" }, epilogue),
+    backwardInput: () =>
+      product(rows, inputs, outputs, [false, false], { a: "dy", b: "w", y: "dx" }),
+    backwardWeight: () =>
+      product(outputs, inputs, rows, [true, false], { a: "dy", b: "x", y: "dw" }),
+  };
+}
+
+/** The same kernels under other binding names; WGSL identifies bindings by position. */
+function renameBindings(
+  sequence: KernelSequence,
+  names: Readonly<Record<string, string>>,
+): KernelSequence {
+  const kernels = sequence.kernels.map((kernel) => ({
+    ...kernel,
+    bindings: kernel.bindings.map(({ name, access }) => ({ name: names[name] ?? name, access })),
+  }));
+  return { kernels, temporaries: sequence.temporaries };
+}
+
+/** The convolution that a channels-last Conv node describes. */
+export function conv2dSpecOf(context: OpContext, layer: Node): Conv2dSpec {
+  const [batch = 1, inHeight = 1, inWidth = 1, inChannels = 1] = asImage(
+    shapeOf(context, layer.inputs[0] ?? ""),
+  );
+  const [, outHeight = 1, outWidth = 1, outChannels = 1] = asImage(
+    shapeOf(context, layer.outputs[0] ?? ""),
+  );
+  const [kernelHeight = 1, kernelWidth = 1] = numbersAttribute(layer, "kernel_shape") ?? [];
+  const [strideHeight = 1, strideWidth = 1] = numbersAttribute(layer, "strides") ?? [];
+  const [dilationHeight = 1, dilationWidth = 1] = numbersAttribute(layer, "dilations") ?? [];
+  const [padTop = 0, padLeft = 0] = numbersAttribute(layer, "pads") ?? [];
+  return {
+    batch,
+    inHeight,
+    inWidth,
+    inChannels,
+    outHeight,
+    outWidth,
+    outChannels,
+    kernelHeight,
+    kernelWidth,
+    strideHeight,
+    strideWidth,
+    padTop,
+    padLeft,
+    dilationHeight,
+    dilationWidth,
+    group: numberAttribute(layer, "group", 1),
+  };
+}
+
+/** [N, C] as [N, 1, 1, C]. */
+function asImage(shape: readonly number[]): readonly number[] {
+  return shape.length === 2 ? [shape[0]!, 1, 1, shape[1]!] : shape;
+}

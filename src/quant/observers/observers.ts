@@ -1,0 +1,17 @@
+// The observers by name. A new one is a file beside this one and a line here.
+import { minMaxObserver } from "./min_max.ts";
+import { movingAverageObserver } from "./moving_average.ts";
+import { mseObserver } from "./mse.ts";
+import type { Observer } from "./observer.ts";
+import { percentileObserver } from "./percentile.ts";
+
+/** Every observer, by the name a recipe gives. */
+export const OBSERVERS = {
+  min_max: minMaxObserver,
+  moving_average: movingAverageObserver,
+  percentile: percentileObserver,
+  mse: mseObserver,
+} as const satisfies Record<string, Observer>;
+
+/** Name of an observer. */
+export type ObserverName = keyof typeof OBSERVERS;

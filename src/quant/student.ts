@@ -1,0 +1,191 @@
+// The student: trainable copies of the teacher's weights with their quantization grids, a quantizer for each quantized
+// activation, and how all of it freezes into integers. It lives on the host; training copies a part of it to the GPU
+// and back (training_parameters.ts).
+import { type NdArray, ndArray } from "../core/nd_array.ts";
+import { toOriginalLayout, type WeightLayout } from "../graph/weight_layout.ts";
+import type { Graph } from "../graph/graph.ts";
+import type { ActivationQParams, QTensor, QuantizedGraph } from "../graph/quantized_graph.ts";
+import { dequantize, freezeBias, freezeWeight, smallestWeightScale } from "./freeze.ts";
+
+/** Trainable batch norm of a layer, on the host. */
+export interface BatchNormState {
+  /** Name of the BatchNormalization node. */
+  readonly node: string;
+  readonly gamma: Float32Array<ArrayBuffer>;
+  readonly beta: Float32Array<ArrayBuffer>;
+  /** Running mean, with a bias of the layer already subtracted. */
+  readonly mean: Float32Array<ArrayBuffer>;
+  readonly variance: Float32Array<ArrayBuffer>;
+  readonly epsilon: number;
+}
+
+/** One weighted layer of a student. */
+export interface LayerState {
+  /** Name of the Conv or Gemm node. */
+  readonly node: string;
+  /** Name of the weight's initializer. */
+  readonly weight: string;
+  /** Name of the bias's initializer in the folded graph, if it has one. */
+  readonly biasName?: string;
+  /** Tensor the layer reads. */
+  readonly input: string;
+  /** Latent float32 weights, channels last. */
+  readonly latent: NdArray<"float32">;
+  readonly layout: WeightLayout;
+  /** Axis of the output channels in `latent`. */
+  readonly axis: number;
+  readonly bits: number;
+  /** [O]: natural logarithm of the scale. */
+  readonly logScale: Float32Array<ArrayBuffer>;
+  /** [O] */
+  readonly quantMin: Int32Array<ArrayBuffer>;
+  /** [O] */
+  readonly quantMax: Int32Array<ArrayBuffer>;
+  /** [O]; absent when there is batch norm or no bias. */
+  readonly bias?: Float32Array<ArrayBuffer>;
+  readonly batchNorm?: BatchNormState;
+}
+
+/** Quantizer of one activation. */
+export interface ActivationState extends ActivationQParams {
+  readonly tensor: string;
+  /** False keeps the scale as calibrated (the network's input). */
+  readonly learned: boolean;
+}
+
+/** A layer as integers, and as the float32 values they stand for. */
+export interface FrozenLayer {
+  /** Codes, channels last. */
+  readonly weight: QTensor;
+  /** int32 codes, if the layer has a bias. */
+  readonly bias?: QTensor;
+  /** scale * code, channels last. */
+  readonly weightValues: NdArray<"float32">;
+  /** scale * code of the bias. */
+  readonly biasValues?: NdArray<"float32">;
+}
+
+/** A fake-quantized copy of a network. */
+export class Student {
+  readonly #layers: Map<string, LayerState>;
+  readonly #activations: Map<string, ActivationState>;
+
+  /**
+   * @param layers weighted layers, in execution order
+   * @param activations quantizers
+   */
+  constructor(layers: Iterable<LayerState>, activations: Iterable<ActivationState>) {
+    this.#layers = new Map(Array.from(layers, (layer) => [layer.node, layer]));
+    this.#activations = new Map(Array.from(activations, (state) => [state.tensor, state]));
+  }
+
+  /** Weighted layers by node name, in execution order. */
+  get layers(): ReadonlyMap<string, LayerState> {
+    return this.#layers;
+  }
+
+  /** Quantizers by tensor name. */
+  get activations(): ReadonlyMap<string, ActivationState> {
+    return this.#activations;
+  }
+
+  /** Replaces the state of a layer. */
+  setLayer(layer: LayerState): void {
+    this.#layers.set(layer.node, layer);
+  }
+
+  /** Replaces the state of a quantizer. */
+  setActivation(state: ActivationState): void {
+    this.#activations.set(state.tensor, state);
+  }
+
+  /**
+   * Rounds a layer to the integers it will be exported with; batch norm is folded into scales and bias.
+   *
+   * @param node name of its Conv or Gemm node
+   * @returns its integers and their values
+   * @throws RangeError when a weight is not finite or a bias does not fit int32
+   */
+  freezeLayer(node: string): FrozenLayer {
+    const layer = this.#layer(node);
+    const { latent, axis, bits, batchNorm, quantMin, quantMax } = layer;
+    const qparams = {
+      scale: layer.logScale.map(Math.exp),
+      zeroPoint: new Int32Array(quantMin.length),
+      quantMin,
+      quantMax,
+    };
+    const multiplier = batchNorm &&
+      Float64Array.from(
+        batchNorm.gamma,
+        (gamma, c) => gamma / Math.sqrt(batchNorm.variance[c]! + batchNorm.epsilon),
+      );
+    const bias = batchNorm
+      ? Float64Array.from(batchNorm.beta, (b, c) => b - batchNorm.mean[c]! * multiplier![c]!)
+      : layer.bias;
+    const inputScale = this.#activations.get(layer.input)?.scale;
+    if (inputScale === undefined) {
+      throw new TypeError(`Layer "${node}" reads "${layer.input}", which has no quantizer`);
+    }
+    const weight = freezeWeight({
+      latent,
+      qparams,
+      axis,
+      bits,
+      ...(multiplier && { multiplier }),
+      ...(bias && { smallestScale: smallestWeightScale(bias, inputScale) }),
+    });
+    const weightValues = dequantize(weight);
+    if (bias === undefined) return { weight, weightValues };
+    const frozenBias = freezeBias(bias, inputScale, weight.scale);
+    return { weight, weightValues, bias: frozenBias, biasValues: dequantize(frozenBias) };
+  }
+
+  /**
+   * Freezes the whole student for export.
+   *
+   * @param folded the teacher's graph, channels first, batch norm folded
+   * @returns the graph with integer weights, biases and activation quantizers
+   */
+  freeze(folded: Graph): QuantizedGraph {
+    const weights = new Map<string, QTensor>();
+    const biases = new Map<string, QTensor>();
+    const initializers = new Map(folded.initializers);
+    for (const layer of this.#layers.values()) {
+      const frozen = this.freezeLayer(layer.node);
+      // Codes of at most 8 bits are int8; freezeWeight never makes int32.
+      const codes = frozen.weight.values as NdArray<"int8">;
+      const values = toOriginalLayout(codes, layer.layout);
+      weights.set(layer.weight, { ...frozen.weight, values, axis: 0 });
+      initializers.set(layer.weight, toOriginalLayout(frozen.weightValues, layer.layout));
+      if (layer.biasName !== undefined && frozen.bias && frozen.biasValues) {
+        biases.set(layer.biasName, frozen.bias);
+        initializers.set(layer.biasName, frozen.biasValues);
+      }
+    }
+    const activations = new Map<string, ActivationQParams>();
+    for (const [tensor, state] of this.#activations) {
+      const { scale, zeroPoint, quantMin, quantMax, bits } = state;
+      activations.set(tensor, { scale, zeroPoint, quantMin, quantMax, bits });
+    }
+    return { graph: { ...folded, initializers }, weights, biases, activations };
+  }
+
+  #layer(node: string): LayerState {
+    const layer = this.#layers.get(node);
+    if (layer === undefined) throw new TypeError(`The student has no layer "${node}"`);
+    return layer;
+  }
+}
+
+/** Root mean square of an array; 1 for an array of zeros. */
+export function rootMeanSquare(data: Float32Array): number {
+  let sum = 0;
+  for (const value of data) sum += value * value;
+  return sum === 0 ? 1 : Math.sqrt(sum / data.length);
+}
+
+/** A float32 array of one axis. */
+export function vector(data: Float32Array<ArrayBuffer>): NdArray<"float32"> {
+  return ndArray("float32", [data.length], data);
+}

@@ -1,0 +1,462 @@
+// The part of a student that trains, on the GPU: one flat buffer of parameters (latent weights, log-scales, batch norm
+// or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
+// are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
+import {
+  activationScaleGradients,
+  encodeActivationScales,
+  updateActivationScales,
+} from "../../kernels/activation_scales.ts";
+import { padded, paddedSize } from "../../kernels/kernel.ts";
+import { adam, CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import {
+  initializeSoftRounding,
+  softRoundWeights,
+  softRoundWeightsBackward,
+} from "../../kernels/soft_rounding.ts";
+import {
+  encodeWeightRows,
+  quantizeWeights,
+  quantizeWeightsBackward,
+  type WeightRow,
+} from "../../kernels/weight_quantization.ts";
+import { ndArray } from "../core/nd_array.ts";
+import type { Device } from "../gpu/device.ts";
+import type { Plan } from "../gpu/plan.ts";
+import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
+import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
+import { type ActivationState, type LayerState, rootMeanSquare, type Student } from "./student.ts";
+
+/** Learning rates of the groups of parameters. 0 keeps a group as it is. */
+export interface LearningRates {
+  /** Latent weights, in units of the root mean square of the layer's weights. */
+  readonly weights: number;
+  /** Logarithm of the weights' scales. */
+  readonly weightScales: number;
+  /** Logarithm of the activations' scales. */
+  readonly activationScales: number;
+  /** Batch norm's gamma and beta, or the bias. */
+  readonly biases: number;
+}
+
+/** What is learned of a weight's rounding. */
+export type WeightQuantizer = "lsq" | "ste" | "softRounding";
+
+/** How the parameters train. */
+export interface TrainingOptions {
+  readonly rates: LearningRates;
+  readonly weightQuantizer: WeightQuantizer;
+  /** Part of a batch's statistics in the running ones. */
+  readonly batchNormMomentum: number;
+  /** Weight of the rounding regulariser (softRounding). */
+  readonly roundingRegularizer: number;
+  readonly beta1: number;
+  readonly beta2: number;
+}
+
+/** Where a layer's parameters are in the flat buffer, in floats. */
+interface LayerSlots {
+  readonly layer: LayerState;
+  readonly latent: number;
+  readonly logScale: number;
+  /** gamma and beta, or the bias twice. */
+  readonly gamma: number;
+  readonly beta: number;
+  /** Start in the flat buffers of quantized weights and their gradients. */
+  readonly weight: number;
+}
+
+/** Trainable parameters of some layers and activations of a student. */
+export class TrainingParameters implements Disposable {
+  readonly #device: Device;
+  readonly #student: Student;
+  readonly #options: TrainingOptions;
+  readonly #state: Tensor;
+  readonly #slots: LayerSlots[] = [];
+  readonly #activations: ActivationState[];
+  readonly #activationStart: number;
+  readonly #size: number;
+  readonly #rowCount: number;
+  readonly #weightSize: number;
+  readonly #tensors: Record<
+    | "parameters"
+    | "gradients"
+    | "moment1"
+    | "moment2"
+    | "learningRates"
+    | "weights"
+    | "weightGradients"
+    | "rows"
+    | "qparams"
+    | "scaleTerms"
+    | "quantizers",
+    Tensor
+  >;
+  readonly #byWeight = new Map<string, Trainable>();
+  readonly #byBias = new Map<string, Trainable>();
+  readonly #batchNorms = new Map<string, LiveBatchNorm>();
+  readonly #running: { layer: LayerState; mean: Tensor; variance: Tensor }[] = [];
+  readonly #quantizers = new Map<string, ActivationQuantizer>();
+
+  /**
+   * @param device where to train
+   * @param student the source, and the target of {@linkcode TrainingParameters.store}
+   * @param layers node names of the layers that train
+   * @param activations tensors whose quantizers are needed, with the channels of each
+   * @param state the training state of kernels/schedule.ts
+   * @param options learning rates and quantizer
+   */
+  constructor(
+    device: Device,
+    student: Student,
+    layers: readonly string[],
+    activations: ReadonlyMap<string, number>,
+    state: Tensor,
+    options: TrainingOptions,
+  ) {
+    this.#device = device;
+    this.#student = student;
+    this.#options = options;
+    this.#state = state;
+    let size = 0, weightSize = 0;
+    const take = (floats: number) => {
+      const start = size;
+      size += roundUp(floats);
+      return start;
+    };
+    for (const name of layers) {
+      const layer = student.layers.get(name);
+      if (layer === undefined) throw new TypeError(`The student has no layer "${name}"`);
+      const channels = layer.logScale.length;
+      const floats = paddedSize(layer.latent.shape);
+      this.#slots.push({
+        layer,
+        latent: take(floats),
+        logScale: take(padded(channels)),
+        gamma: take(padded(channels)),
+        beta: take(padded(channels)),
+        weight: weightSize,
+      });
+      weightSize += roundUp(floats);
+    }
+    this.#activations = Array.from(activations.keys(), (tensor) => {
+      const activation = student.activations.get(tensor);
+      if (activation === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
+      return activation;
+    });
+    this.#activationStart = take(this.#activations.length);
+    // Soft rounding keeps one variable for each weight, in the layout of the quantized weights.
+    if (options.weightQuantizer === "softRounding") take(weightSize);
+    this.#size = size;
+    this.#weightSize = weightSize;
+    const rows = this.#slots.flatMap(weightRows);
+    this.#rowCount = rows.length;
+    const termStarts: number[] = [];
+    let terms = 0;
+    for (const channels of activations.values()) {
+      termStarts.push(terms);
+      terms += roundUp(padded(channels));
+    }
+    const table = this.#activations.map((_, i) => ({
+      logScale: this.#activationStart + i,
+      qparams: i * (CHUNK_SIZE / 4),
+      scaleTerms: termStarts[i]! / 4,
+      scaleTermCount: padded([...activations.values()][i]!) / 4,
+    }));
+    const flat = (floats: number, label: string) =>
+      device.tensor([Math.max(floats, CHUNK_SIZE)], { label });
+    this.#tensors = {
+      parameters: flat(size, "parameters"),
+      gradients: flat(size, "gradients"),
+      moment1: flat(size, "moment1"),
+      moment2: flat(size, "moment2"),
+      learningRates: device.fromArray([Math.max(size, 1) / CHUNK_SIZE], this.#rates()),
+      weights: flat(weightSize, "quantized weights"),
+      weightGradients: flat(weightSize, "gradients of quantized weights"),
+      rows: device.uint32(encodeWeightRows(rows), { label: "weight rows" }),
+      qparams: flat(this.#activations.length * CHUNK_SIZE, "activation qparams"),
+      scaleTerms: flat(terms, "terms of the scale gradients"),
+      quantizers: device.uint32(encodeActivationScales(table), { label: "activation quantizers" }),
+    };
+    this.#load();
+    for (const slots of this.#slots) this.#addLayer(slots);
+    this.#activations.forEach(({ tensor, quantMin, quantMax, learned }, i) => {
+      const channels = activations.get(tensor)!;
+      const learns = learned && options.rates.activationScales > 0;
+      this.#quantizers.set(tensor, {
+        grid: { quantMin, quantMax },
+        qparams: view(this.#tensors.qparams, i * CHUNK_SIZE, [4], `qparams of ${tensor}`),
+        ...(learns && {
+          scaleSums: view(
+            this.#tensors.scaleTerms,
+            termStarts[i]!,
+            [channels],
+            `scale of ${tensor}`,
+          ),
+        }),
+      });
+    });
+  }
+
+  /** Quantized weight or bias by initializer name. */
+  parameter(name: string): Trainable | undefined {
+    return this.#byWeight.get(name) ?? this.#byBias.get(name);
+  }
+
+  /** Quantizer by tensor name. */
+  quantizer(tensor: string): ActivationQuantizer | undefined {
+    return this.#quantizers.get(tensor);
+  }
+
+  /** Batch norm by node name. */
+  batchNorm(node: string): LiveBatchNorm | undefined {
+    return this.#batchNorms.get(node);
+  }
+
+  /** Records what precedes the forward pass: quantized weights and activation scales from the parameters. */
+  recordForward(plan: Plan): void {
+    const { parameters, rows, weights, quantizers, qparams } = this.#tensors;
+    const { target } = this.#device;
+    const kernel = this.#options.weightQuantizer === "softRounding"
+      ? softRoundWeights(this.#softRounding(), target)
+      : quantizeWeights({ rows: this.#rowCount }, target);
+    plan.run(kernel, { parameters, rows, w: weights });
+    if (this.#activations.length === 0) return;
+    const count = this.#activations.length;
+    plan.run(updateActivationScales({ count }, target), { parameters, quantizers, qparams });
+  }
+
+  /** Records what follows the backward pass: gradients of latent weights and scales, and the optimizer's step. */
+  recordStep(plan: Plan): void {
+    const { target } = this.#device;
+    const t = this.#tensors;
+    const { parameters, gradients, rows } = t;
+    if (this.#options.weightQuantizer === "softRounding") {
+      const spec = {
+        ...this.#softRounding(),
+        regularizer: this.#options.roundingRegularizer,
+      };
+      plan.run(softRoundWeightsBackward(spec, target), {
+        parameters,
+        dw: t.weightGradients,
+        state: this.#state,
+        rows,
+        gradients,
+      });
+    } else {
+      const kernel = quantizeWeightsBackward({ rows: this.#rowCount }, target);
+      plan.run(kernel, { parameters, dw: t.weightGradients, rows, gradients });
+    }
+    if (this.#activations.length > 0) {
+      plan.run(activationScaleGradients({ count: this.#activations.length }, target), {
+        quantizers: t.quantizers,
+        qparams: t.qparams,
+        scale_terms: t.scaleTerms,
+        gradients,
+      });
+    }
+    const { beta1, beta2 } = this.#options;
+    plan.run(adam({ size: this.#size, beta1, beta2, epsilon: 1e-8 }, target), {
+      parameters,
+      gradients,
+      moment1: t.moment1,
+      moment2: t.moment2,
+      learning_rates: t.learningRates,
+      state: this.#state,
+    });
+  }
+
+  /** Reads the trained parameters back into the student. */
+  async store(): Promise<void> {
+    const flat = await this.#device.readRaw(this.#tensors.parameters);
+    const soft = this.#options.weightQuantizer === "softRounding";
+    const running = new Map<LayerState, { mean: Float32Array; variance: Float32Array }>();
+    for (const { layer, mean, variance } of this.#running) {
+      running.set(layer, {
+        mean: await this.#device.read(mean),
+        variance: await this.#device.read(variance),
+      });
+    }
+    for (const slots of this.#slots) {
+      const { layer } = slots;
+      const channels = layer.logScale.length;
+      const values = (start: number) => flat.slice(start, start + channels);
+      const floats = paddedSize(layer.latent.shape);
+      let latent = unpad(layer.latent.shape, flat.slice(slots.latent, slots.latent + floats));
+      if (soft) {
+        const start = this.#roundingStart() + slots.weight;
+        latent = hardenRounding(
+          layer,
+          latent,
+          unpad(layer.latent.shape, flat.slice(start, start + floats)),
+        );
+      }
+      const statistics = running.get(layer);
+      this.#student.setLayer({
+        ...layer,
+        latent: ndArray("float32", layer.latent.shape, latent),
+        logScale: values(slots.logScale),
+        ...(layer.bias && { bias: values(slots.beta) }),
+        ...(layer.batchNorm && statistics && {
+          batchNorm: {
+            ...layer.batchNorm,
+            gamma: values(slots.gamma),
+            beta: values(slots.beta),
+            mean: statistics.mean.slice(),
+            variance: statistics.variance.slice(),
+          },
+        }),
+      });
+    }
+    this.#activations.forEach((activation, i) => {
+      if (!activation.learned) return;
+      const scale = Math.fround(Math.exp(flat[this.#activationStart + i]!));
+      this.#student.setActivation({ ...activation, scale });
+    });
+  }
+
+  /** Gives the GPU memory back. */
+  [Symbol.dispose](): void {
+    for (const tensor of Object.values(this.#tensors)) this.#device.release(tensor);
+    for (const { mean, variance } of this.#running) {
+      this.#device.release(mean);
+      this.#device.release(variance);
+    }
+  }
+
+  #softRounding(): { rows: number; roundingStart: number } {
+    return { rows: this.#rowCount, roundingStart: this.#roundingStart() / 4 };
+  }
+
+  #roundingStart(): number {
+    return this.#size - this.#weightSize;
+  }
+
+  /** Uploads the student's values. */
+  #load(): void {
+    const flat = new Float32Array(this.#size);
+    for (const { layer, latent, logScale, gamma, beta } of this.#slots) {
+      flat.set(pad(layer.latent.shape, layer.latent.data), latent);
+      flat.set(layer.logScale, logScale);
+      if (layer.batchNorm) {
+        flat.set(layer.batchNorm.gamma, gamma);
+        flat.set(layer.batchNorm.beta, beta);
+      } else if (layer.bias) {
+        flat.set(layer.bias, beta);
+      }
+    }
+    const qparams = new Float32Array(this.#activations.length * CHUNK_SIZE);
+    this.#activations.forEach(({ scale, zeroPoint }, i) => {
+      flat[this.#activationStart + i] = Math.log(scale);
+      qparams.set([scale, zeroPoint], i * CHUNK_SIZE);
+    });
+    this.#device.uploadRaw(this.#tensors.parameters, flat);
+    this.#device.uploadRaw(this.#tensors.qparams, qparams);
+    if (this.#options.weightQuantizer === "softRounding") {
+      const { parameters, rows } = this.#tensors;
+      this.#device.run(initializeSoftRounding(this.#softRounding(), this.#device.target), {
+        parameters,
+        rows,
+      });
+    }
+  }
+
+  #addLayer({ layer, gamma, beta, weight }: LayerSlots): void {
+    const { parameters, gradients, weights, weightGradients } = this.#tensors;
+    const { shape } = layer.latent;
+    const channels = layer.logScale.length;
+    this.#byWeight.set(layer.weight, {
+      value: view(weights, weight, shape, layer.weight),
+      gradient: view(weightGradients, weight, shape, `gradient of ${layer.weight}`),
+    });
+    const trainable = (start: number, label: string): Trainable => ({
+      value: view(parameters, start, [channels], label),
+      gradient: view(gradients, start, [channels], `gradient of ${label}`),
+    });
+    const { batchNorm } = layer;
+    if (batchNorm) {
+      const mean = this.#device.fromArray([channels], batchNorm.mean, { label: "running mean" });
+      const variance = this.#device.fromArray([channels], batchNorm.variance, {
+        label: "running variance",
+      });
+      this.#running.push({ layer, mean, variance });
+      this.#batchNorms.set(batchNorm.node, {
+        gamma: trainable(gamma, `gamma of ${batchNorm.node}`),
+        beta: trainable(beta, `beta of ${batchNorm.node}`),
+        runningMean: mean,
+        runningVariance: variance,
+        epsilon: batchNorm.epsilon,
+        momentum: this.#options.batchNormMomentum,
+        state: this.#state,
+      });
+    } else if (layer.bias && layer.biasName !== undefined) {
+      this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
+    }
+  }
+
+  /** One learning rate for every 64 floats. */
+  #rates(): Float32Array<ArrayBuffer> {
+    const { rates, weightQuantizer } = this.#options;
+    const soft = weightQuantizer === "softRounding";
+    const result = new Float32Array(Math.max(this.#size, 1) / CHUNK_SIZE);
+    const fill = (start: number, floats: number, rate: number) =>
+      result.fill(rate, start / CHUNK_SIZE, (start + roundUp(floats)) / CHUNK_SIZE);
+    for (const { layer, latent, logScale, gamma, beta } of this.#slots) {
+      const channels = layer.logScale.length;
+      const latentRate = soft ? 0 : rates.weights * rootMeanSquare(layer.latent.data);
+      fill(latent, paddedSize(layer.latent.shape), latentRate);
+      fill(logScale, channels, weightQuantizer === "lsq" ? rates.weightScales : 0);
+      if (layer.batchNorm) fill(gamma, channels, rates.biases);
+      if (layer.batchNorm || layer.bias) fill(beta, channels, rates.biases);
+    }
+    fill(this.#activationStart, this.#activations.length, rates.activationScales);
+    if (soft) fill(this.#roundingStart(), this.#weightSize, rates.weights);
+    return result;
+  }
+}
+
+/** The rows (output channels) of a layer for the weight-quantization kernels. */
+function weightRows({ layer, latent, logScale, weight }: LayerSlots): WeightRow[] {
+  const { quantMin, quantMax } = layer;
+  const channels = layer.logScale.length;
+  if (layer.axis === 0) {
+    const length = paddedSize(layer.latent.shape) / channels / 4;
+    return Array.from({ length: channels }, (_, c) => ({
+      start: latent / 4 + c * length,
+      length,
+      logScale: logScale + c,
+      output: weight / 4 + c * length,
+      quantMin: quantMin[c]!,
+      quantMax: quantMax[c]!,
+    }));
+  }
+  // Depthwise [KH, KW, C]: four channels share each vec4.
+  const stride = padded(channels) / 4;
+  const length = paddedSize(layer.latent.shape) / padded(channels);
+  return Array.from({ length: stride }, (_, quad) => ({
+    start: latent / 4 + quad,
+    length,
+    logScale: logScale + 4 * quad,
+    output: weight / 4 + quad,
+    quantMin: Array.from(quantMin.subarray(4 * quad, 4 * quad + 4)),
+    quantMax: Array.from(quantMax.subarray(4 * quad, 4 * quad + 4)),
+    stride,
+  }));
+}
+
+/** Latent weights on the grid: floor(latent / scale) + (V >= 0). */
+function hardenRounding(
+  layer: LayerState,
+  latent: Float32Array<ArrayBuffer>,
+  variables: Float32Array<ArrayBuffer>,
+): Float32Array<ArrayBuffer> {
+  const channels = layer.logScale.length;
+  const inner = layer.axis === 0 ? latent.length / channels : 1;
+  return latent.map((value, i) => {
+    const scale = Math.exp(layer.logScale[Math.floor(i / inner) % channels]!);
+    return value === 0 ? 0 : (Math.floor(value / scale) + (variables[i]! >= 0 ? 1 : 0)) * scale;
+  });
+}
+
+function roundUp(floats: number): number {
+  return Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
+}

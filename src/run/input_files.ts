@@ -1,0 +1,234 @@
+// The only place that opens files a user names. Only regular files are read; what they hold is found out from their
+// first bytes, not from their names.
+import { basename, join } from "node:path";
+import { FormatError } from "../core/errors.ts";
+import { type NdArray, ndArray } from "../core/nd_array.ts";
+import { type ImageSet, type InputSize, recogniseImages } from "../data/image_set.ts";
+import { labelsOf } from "../data/labels.ts";
+import { findNonFinite } from "../formats/elements.ts";
+import { decodeIdx } from "../formats/idx.ts";
+import { decodeImage } from "../formats/image.ts";
+import { decodeNpy } from "../formats/npy.ts";
+import { decodeNpz } from "../formats/npz.ts";
+import { importOnnx } from "../formats/onnx_import.ts";
+import { type JsonValue, parseStrictJson } from "../formats/strict_json.ts";
+import { decodeUtf8 } from "../formats/untrusted.ts";
+import type { Graph } from "../graph/graph.ts";
+
+/** A model file as read. */
+export interface ModelFile {
+  readonly graph: Graph;
+  readonly sizeBytes: number;
+}
+
+const IMAGE_NAME = /\.(png|jpe?g)$/i;
+
+/**
+ * Reads an ONNX model.
+ *
+ * @param path the file
+ * @returns the network and the file's size
+ * @throws FormatError when the file cannot be read, is not ONNX, or holds NaN or infinite weights
+ * @throws UnsupportedError when it uses an operator stilla does not know
+ */
+export async function readModel(path: string): Promise<ModelFile> {
+  const bytes = await readRegularFile(path);
+  const graph = importOnnx(bytes, { path });
+  for (const [name, { data }] of graph.initializers) {
+    const at = findNonFinite(data);
+    if (at < 0) continue;
+    throw new FormatError(
+      path,
+      `initializer "${name}"`,
+      `found ${data[at]} at element ${at}, expected finite weights`,
+    );
+  }
+  return { graph, sizeBytes: bytes.length };
+}
+
+/**
+ * Reads inputs of a network.
+ *
+ * @param path .npy, .npz (`file.npz#name` picks one of several arrays), IDX (also .gz), or a folder of PNG/JPEG images
+ * @param expected size of one input
+ * @returns the inputs with their layout recognised
+ * @throws FormatError when nothing readable is there or it does not fit the network
+ */
+export async function readInputs(path: string, expected: InputSize): Promise<ImageSet> {
+  const array = await isFolder(path)
+    ? await readImageFolder(path, expected.channels)
+    : await readArray(path, ["x", "images", "data"]);
+  return recogniseImages(array, expected, path);
+}
+
+/**
+ * Reads class numbers.
+ *
+ * @param path .npy, .npz or IDX (also .gz)
+ * @param fit number of inputs, and of classes where known
+ * @returns one class number an input
+ * @throws FormatError when nothing readable is there or it does not fit the inputs
+ */
+export async function readLabels(
+  path: string,
+  fit: { readonly count: number; readonly classes: number | null },
+): Promise<Uint32Array<ArrayBuffer>> {
+  return labelsOf(await readArray(path, ["y", "labels"]), fit, path);
+}
+
+/**
+ * Reads a JSON file; a key that stands twice is an error.
+ *
+ * @param path the file
+ * @returns the value, as JSON.parse would give it
+ * @throws FormatError when the file cannot be read or is not JSON
+ */
+export async function readJson(path: string): Promise<unknown> {
+  const bytes = await readRegularFile(path);
+  const text = decodeUtf8(bytes, (detail) => new FormatError(path, "", detail));
+  return plain(parseStrictJson(text, path));
+}
+
+/**
+ * Reads a whole file, but no folder, pipe or device.
+ *
+ * @param path the file
+ * @returns its bytes
+ * @throws FormatError when it is missing, may not be read, or is not a regular file
+ */
+export async function readRegularFile(path: string): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    const info = await Deno.stat(path); // before opening: opening a pipe would wait for its writer
+    if (info.isDirectory) throw new FormatError(path, "", "is a folder, expected a file");
+    if (!info.isFile) throw new FormatError(path, "", "is not a regular file");
+    using file = await Deno.open(path);
+    // Reading into one allocation is several times faster than Deno.readFile for large files.
+    const bytes = new Uint8Array(info.size);
+    let at = 0;
+    while (at < bytes.length) {
+      const count = await file.read(bytes.subarray(at));
+      if (count === null) break;
+      at += count;
+    }
+    return at === bytes.length ? bytes : bytes.slice(0, at);
+  } catch (error) {
+    throw unreadable(path, error);
+  }
+}
+
+/** One array of a file that may hold several. */
+async function readArray(path: string, usualNames: readonly string[]): Promise<NdArray> {
+  const [, file = path, member] = /^(.+\.npz)#(.+)$/i.exec(path) ?? [];
+  const bytes = await readRegularFile(file);
+  if (startsWith(bytes, [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59])) return decodeNpy(bytes, path);
+  if (startsWith(bytes, [0x50, 0x4b])) {
+    return pickArray(decodeNpz(bytes, file), member, usualNames, path);
+  }
+  if (startsWith(bytes, [0x1f, 0x8b]) || startsWith(bytes, [0, 0])) return decodeIdx(bytes, path);
+  throw new FormatError(
+    path,
+    "byte 0",
+    bytes.length === 0 ? "the file is empty" : "is no .npy, .npz or IDX file",
+  );
+}
+
+function pickArray(
+  arrays: ReadonlyMap<string, NdArray>,
+  member: string | undefined,
+  usualNames: readonly string[],
+  path: string,
+): NdArray {
+  const names = [...arrays.keys()];
+  const name = member ??
+    (names.length === 1 ? names[0] : usualNames.find((usual) => arrays.has(usual)));
+  const array = name === undefined ? undefined : arrays.get(name);
+  if (array !== undefined) return array;
+  const listed = names.length === 0 ? "none" : names.slice(0, 8).join(", ");
+  const wanted = member === undefined ? "one array, or say FILE.npz#NAME" : `"${member}"`;
+  throw new FormatError(path, "", `found the arrays ${listed}; expected ${wanted}`);
+}
+
+/** All images of a folder, sorted by name, as [N, H, W, C]. */
+async function readImageFolder(folder: string, channels: number | null): Promise<NdArray<"uint8">> {
+  const names: string[] = [];
+  for await (const entry of Deno.readDir(folder)) {
+    if (!entry.isDirectory && IMAGE_NAME.test(entry.name)) names.push(entry.name);
+  }
+  names.sort();
+  if (names.length === 0) {
+    throw new FormatError(folder, "", "found no .png, .jpg or .jpeg file in the folder");
+  }
+  let data = new Uint8Array(0);
+  let shape: readonly number[] = [];
+  for (const [index, name] of names.entries()) {
+    const path = join(folder, name);
+    const image = withChannels(decodeImage(await readRegularFile(path), path), channels, path);
+    if (index === 0) {
+      shape = image.shape;
+      data = new Uint8Array(names.length * image.data.length);
+    } else if (image.shape.join() !== shape.join()) {
+      const [found, first] = [image.shape, shape].map((size) => size.join(" x "));
+      throw new FormatError(
+        path,
+        "",
+        `found ${found}, expected ${first} as in ${basename(names[0]!)}`,
+      );
+    }
+    data.set(image.data, index * image.data.length);
+  }
+  return ndArray("uint8", [names.length, ...shape], data);
+}
+
+/** Drops an alpha channel and repeats grey where the network wants colours. */
+function withChannels(
+  image: NdArray<"uint8">,
+  wanted: number | null,
+  path: string,
+): NdArray<"uint8"> {
+  const [height = 0, width = 0, channels = 0] = image.shape;
+  const colours = channels === 2 || channels === 4 ? channels - 1 : channels; // 2: grey and alpha
+  const target = wanted ?? colours;
+  if (target === channels) return image;
+  if (colours !== target && colours !== 1) {
+    throw new FormatError(path, "", `found ${colours} colour channels, expected ${target}`);
+  }
+  const data = new Uint8Array(height * width * target);
+  for (let pixel = 0; pixel < height * width; pixel++) {
+    for (let channel = 0; channel < target; channel++) {
+      const from = colours === 1 ? 0 : channel;
+      data[pixel * target + channel] = image.data[pixel * channels + from]!;
+    }
+  }
+  return ndArray("uint8", [height, width, target], data);
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await Deno.stat(path)).isDirectory;
+  } catch {
+    return false; // reading it as a file says what is wrong
+  }
+}
+
+function startsWith(bytes: Uint8Array, magic: readonly number[]): boolean {
+  return bytes.length >= magic.length && magic.every((byte, i) => bytes[i] === byte);
+}
+
+/** The system's refusals in one line that names the file. */
+function unreadable(path: string, error: unknown): unknown {
+  if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
+    return new FormatError(path, "", "no such file or folder");
+  }
+  if (error instanceof Deno.errors.PermissionDenied) {
+    return new FormatError(path, "", "may not be read (permission denied)");
+  }
+  return error;
+}
+
+/** Strict JSON's Maps as plain objects. `Object.fromEntries` keeps a key such as __proto__ a mere key. */
+function plain(value: JsonValue): unknown {
+  if (value instanceof Map) {
+    return Object.fromEntries([...value].map(([key, inner]) => [key, plain(inner)]));
+  }
+  return Array.isArray(value) ? value.map((inner: JsonValue) => plain(inner)) : value;
+}

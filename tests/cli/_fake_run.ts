@@ -1,0 +1,116 @@
+// A command line without a terminal and an engine without a GPU: what the tests of the command line run with.
+import { ndArray } from "../../src/core/nd_array.ts";
+import type { Engine } from "../../src/cli/distill_command.ts";
+import type { Io } from "../../src/cli/io.ts";
+import { main } from "../../src/cli/main.ts";
+import type { Report } from "../../src/distill/report.ts";
+import { exportOnnx } from "../../src/formats/onnx_export.ts";
+import type { Device } from "../../src/gpu/device.ts";
+import type { Graph } from "../../src/graph/graph.ts";
+
+/** What a run of the command line did. */
+export interface Outcome {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs `main` in the given folder. */
+export async function runMain(
+  args: readonly string[],
+  cwd: string,
+  options: { readonly engine?: Engine; readonly signal?: AbortSignal } = {},
+): Promise<Outcome> {
+  const { engine = fakeEngine(), signal = new AbortController().signal } = options;
+  let [stdout, stderr] = ["", ""];
+  const io: Io = {
+    stdout: (text) => stdout += text,
+    stderr: (text) => stderr += text,
+    columns: null,
+    now: () => 0,
+    cwd,
+    signal,
+  };
+  const code = await main(args, io, engine);
+  return { code, stdout, stderr };
+}
+
+/** Gives the model back as its own student; `failure` is thrown instead where given. */
+export function fakeEngine(
+  options: { readonly failure?: unknown; readonly seen?: Parameters<Engine["distill"]>[] } = {},
+): Engine {
+  const { failure, seen = [] } = options;
+  return {
+    // The fake engine never looks at its device.
+    open: () => Promise.resolve({ [Symbol.dispose]: () => {} } as unknown as Device),
+    distill: (...parameters) => {
+      seen.push(parameters);
+      const [graph, data, recipe, hooks] = parameters;
+      hooks?.onProgress?.({ stage: "distil", unit: "conv\x1b[31m", done: 1, total: 2, loss: 0.5 });
+      if (failure !== undefined) return Promise.reject(failure);
+      const empty = new Map<string, never>();
+      const student = { graph, weights: empty, biases: empty, activations: empty };
+      return Promise.resolve({ student, report: fakeReport(recipe, data.calibration.count) });
+    },
+  };
+}
+
+function fakeReport(
+  recipe: Parameters<Engine["distill"]>[2],
+  train: number,
+): Report {
+  const { method, weightBits, activationBits, seed } = recipe;
+  return {
+    stilla: "0.0.0",
+    adapter: "none",
+    method,
+    weightBits,
+    activationBits,
+    seed,
+    samples: { train, heldOut: 0 },
+    layers: [],
+    network: {
+      evaluated: null,
+      top1Teacher: 0.9,
+      top1Student: 0.8,
+      agreement: null,
+      sizeBytes: null,
+      weightBytes: 6,
+    },
+    seconds: { calibrate: 0, distill: 0, evaluate: 0, total: 1 },
+  };
+}
+
+/** A network of one 1 x 1 convolution: x [N, 3, 4, 4], logits [N, 2]. */
+export function tinyNetwork(changes: { readonly weight?: number } = {}): Graph {
+  const weights = Float32Array.from([changes.weight ?? 1, 2, 3, -1, -2, -3]);
+  return {
+    name: "tiny",
+    opset: 13,
+    inputs: [{ name: "x", dtype: "float32", shape: ["N", 3, 4, 4] }],
+    outputs: [{ name: "logits", dtype: "float32", shape: ["N", 2] }],
+    nodes: [
+      {
+        name: "conv",
+        opType: "Conv",
+        inputs: ["x", "w"],
+        outputs: ["c"],
+        attributes: { kernel_shape: [1, 1] },
+      },
+      {
+        name: "pool",
+        opType: "GlobalAveragePool",
+        inputs: ["c"],
+        outputs: ["p"],
+        attributes: {},
+      },
+      { name: "flat", opType: "Flatten", inputs: ["p"], outputs: ["logits"], attributes: {} },
+    ],
+    initializers: new Map([["w", ndArray("float32", [2, 3, 1, 1], weights)]]),
+  };
+}
+
+/** {@linkcode tinyNetwork} as a file. */
+export function tinyModel(changes: { readonly weight?: number } = {}): Uint8Array {
+  return exportOnnx(tinyNetwork(changes));
+}

@@ -1,0 +1,91 @@
+import assert from "node:assert/strict";
+import { FormatError } from "../../src/core/errors.ts";
+import {
+  checkRecipePart,
+  DEFAULT_RECIPE,
+  nearestName,
+  parseRecipe,
+  RECIPE_FIELDS,
+} from "../../src/distill/recipe.ts";
+
+Deno.test("parseRecipe() completes a recipe with the defaults", () => {
+  const recipe = parseRecipe({ weightBits: 4, augment: { copies: 1 } });
+  assert.deepEqual(recipe, {
+    ...DEFAULT_RECIPE,
+    weightBits: 4,
+    augment: { copies: 1, shift: 4, flip: true },
+  });
+});
+
+Deno.test("parseRecipe() gives back a complete recipe unchanged after JSON", () => {
+  const recipe = parseRecipe({ method: "joint", mean: [1, 2, 3], learningRate: 0.02, steps: 0 });
+  assert.deepEqual(parseRecipe(JSON.parse(JSON.stringify(recipe))), recipe);
+});
+
+Deno.test("RECIPE_FIELDS has every key of the recipe once, with its default", () => {
+  const flat = Object.entries(DEFAULT_RECIPE).flatMap(([key, value]): [string, unknown][] =>
+    key === "augment"
+      ? Object.entries(value as object).map(([inner, v]) => [`augment.${inner}`, v])
+      : [[key, value]]
+  );
+  assert.deepEqual(
+    RECIPE_FIELDS.map((field) => [field.key, field.default]).sort(),
+    flat.sort(),
+  );
+  for (const { key, about, expected } of RECIPE_FIELDS) {
+    assert.ok(about !== "" && expected !== "", key);
+  }
+});
+
+Deno.test("parseRecipe() names file, key, value and what was expected, in one line", () => {
+  const cases: readonly (readonly [value: unknown, message: string | RegExp])[] = [
+    [{ weightBits: 9 }, "weightBits: found 9, expected an integer from 2 to 8"],
+    [{ weightBits: 1 }, "weightBits: found 1, expected an integer from 2 to 8"],
+    [{ weightBits: 4.5 }, "weightBits: found 4.5, expected an integer from 2 to 8"],
+    [{ weightBits: "4" }, 'weightBits: found "4", expected an integer from 2 to 8'],
+    [{ activationBits: null }, "activationBits: found null, expected an integer from 2 to 8"],
+    [{ firstLastBits: 0 }, "firstLastBits: found 0, expected an integer from 2 to 8"],
+    [{ weightBit: 4 }, 'weightBit: unknown key, did you mean "weightBits"?'],
+    [{ qqqqqq: 4 }, "qqqqqq: unknown key"],
+    [{ augment: { copy: 1 } }, 'augment.copy: unknown key, did you mean "augment.copies"?'],
+    [{ augment: { copies: 0 } }, "augment.copies: found 0, expected an integer from 1 to 16"],
+    [{ augment: { flip: 1 } }, "augment.flip: found 1, expected true or false"],
+    [{ method: "blokwise" }, /method: found "blokwise", expected one of ptq, qat, layerwise, /],
+    [{ learningRate: 0 }, "learningRate: found 0, expected a number above 0 or null"],
+    [{ learningRate: Infinity }, /learningRate: found Infinity/],
+    [{ heldOut: 0.9 }, "heldOut: found 0.9, expected a number from 0 to 0.5"],
+    [{ heldOut: NaN }, /heldOut: found NaN/],
+    [{ seed: -1 }, /seed: found -1/],
+    [{ samples: 0 }, "samples: found 0, expected an integer of at least 1"],
+    [{ mean: [] }, "mean: found [], expected a list of numbers"],
+    [{ mean: [0, "1"] }, 'mean: found "1", expected a list of numbers'],
+    [{ std: [1, 0, 1] }, "std: found 0, expected numbers above 0"],
+    [{ mean: [1, 2], std: [1, 2, 3] }, /mean: found 2 numbers but std has 3/],
+    [{ labels: "y.npy" }, "labels: labels were given but nothing to evaluate"],
+    [{ method: "qat", calibration: "x.npy" }, /calibrationLabels: method "qat" trains with labels/],
+    [{ out: 3 }, "out: found 3, expected a text or null"],
+    [[1], "found [1], expected a JSON object"],
+    [null, "found null, expected a JSON object"],
+  ];
+  for (const [value, message] of cases) {
+    assert.throws(() => parseRecipe(value, "r.json"), (error) => {
+      assert.ok(error instanceof FormatError);
+      assert.doesNotMatch(error.message, /\n/);
+      if (typeof message === "string") assert.equal(error.message, `r.json: ${message}`);
+      else assert.match(error.message, message);
+      return true;
+    });
+  }
+});
+
+Deno.test("checkRecipePart() lets keys be completed by another part", () => {
+  assert.equal(checkRecipePart({ labels: "y.npy" }), undefined);
+  assert.equal(checkRecipePart({ label: "y.npy" })?.key, "label");
+});
+
+Deno.test("nearestName() finds slips and swaps, and leaves strangers alone", () => {
+  const known = ["weight-bits", "activation-bits", "seed", "steps"];
+  assert.equal(nearestName("wieght-bits", known), "weight-bits");
+  assert.equal(nearestName("seeed", known), "seed");
+  assert.equal(nearestName("temperature", known), undefined);
+});

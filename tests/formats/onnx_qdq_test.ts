@@ -1,0 +1,399 @@
+// QDQ files against a host calculation: every tensor is computed in float64 with its codes rounded as the file says.
+// ONNX Runtime runs each file at every optimization level: "disabled" literally, the others with integer kernels.
+import assert from "node:assert/strict";
+import { type NdArray, ndArray, sizeOf } from "../../src/core/nd_array.ts";
+import { Rng } from "../../src/core/rng.ts";
+import { exportOnnx } from "../../src/formats/onnx_export.ts";
+import { importOnnx } from "../../src/formats/onnx_import.ts";
+import { insertQdq } from "../../src/formats/onnx_qdq.ts";
+import type { Graph, Node } from "../../src/graph/graph.ts";
+import type {
+  ActivationQParams,
+  QTensor,
+  QuantizedGraph,
+} from "../../src/graph/quantized_graph.ts";
+import { LEVELS, runOrt } from "./_ort.ts";
+
+// Scales without common multiples: sums must not lie on the border of two codes.
+const X8: ActivationQParams = {
+  scale: 0.0203,
+  zeroPoint: 120,
+  quantMin: 0,
+  quantMax: 255,
+  bits: 8,
+};
+const X4: ActivationQParams = { scale: 0.2, zeroPoint: 0, quantMin: 0, quantMax: 15, bits: 4 };
+const S8: ActivationQParams = {
+  scale: 0.0307,
+  zeroPoint: -3,
+  quantMin: -128,
+  quantMax: 127,
+  bits: 8,
+};
+const S5: ActivationQParams = { scale: 0.0971, zeroPoint: 1, quantMin: -16, quantMax: 15, bits: 5 };
+
+Deno.test("exportOnnx() per-channel convolution, bias, 4-bit activations, dynamic batch", async () => {
+  const model = convolution({
+    channels: 3,
+    outChannels: 5,
+    group: 1,
+    activations: { x: X8, y: X4 },
+  });
+  const shape = [2, 3, 4, 4];
+  const x = randomInput(1, shape);
+  const codes = convolve(quantize(x, X8), shape, model, 1).map((value) => Math.max(value, 0));
+  const expected = quantize(codes, X4);
+  assert.ok(new Set(expected).size > 8, "the codes spread");
+  assert.ok(expected.includes(15 * X4.scale), "some codes saturate at quantMax");
+  await assertEveryLevel(model, { x: { shape, data: x } }, expected, X4.scale);
+});
+
+Deno.test("exportOnnx() depthwise convolution with int8 activations", async () => {
+  const model = convolution({
+    channels: 4,
+    outChannels: 4,
+    group: 4,
+    activations: { x: S8, y: S8 },
+  });
+  const shape = [1, 4, 4, 4];
+  const x = randomInput(2, shape);
+  const values = convolve(quantize(x, S8), shape, model, 4).map((value) => Math.max(value, 0));
+  await assertEveryLevel(model, { x: { shape, data: x } }, quantize(values, S8), S8.scale);
+});
+
+for (const transB of [0, 1]) {
+  Deno.test(`exportOnnx() Gemm with transB = ${transB}, float output`, async () => {
+    const weight = randomCodes(3, transB ? [6, 4] : [4, 6], transB ? 0 : 1, 8);
+    const bias = biasOf(weight, S5.scale);
+    const model = quantized(
+      graphOf(
+        [node("fc", "Gemm", ["x", "w", "b"], ["y"], { transB })],
+        { w: weight, b: bias },
+        ["N", 4],
+        ["N", 6],
+      ),
+      { w: weight },
+      { b: bias },
+      { x: S5 },
+    );
+    const x = randomInput(4, [3, 4]);
+    const xq = quantize(x, S5);
+    const w = dequantize(weight);
+    const b = dequantize(bias);
+    const expected = Array.from({ length: 18 }, (_, i) => {
+      const [row, column] = [Math.floor(i / 6), i % 6];
+      let sum = b[column]!;
+      for (let k = 0; k < 4; k++) {
+        sum += xq[row * 4 + k]! * w[transB ? column * 4 + k : k * 6 + column]!;
+      }
+      return sum;
+    });
+    await assertEveryLevel(model, { x: { shape: [3, 4], data: x } }, expected, 0);
+  });
+}
+
+Deno.test("exportOnnx() one scale for a whole weight, from a graph of opset 11", async () => {
+  const weight: QTensor = { ...randomCodes(3, [4, 6], 1, 4), axis: -1, ...oneScale(0.07) };
+  const graph = graphOf(
+    [
+      node("matmul", "MatMul", ["x", "w"], ["h"]),
+      node("softmax", "Softmax", ["h"], ["y"]),
+    ],
+    { w: weight },
+    ["N", 4],
+    ["N", 6],
+  );
+  const model = quantized({ ...graph, opset: 11 }, { w: weight }, {}, { x: S8 });
+  assert.equal(importOnnx(exportOnnx(model)).opset, 13);
+  const x = randomInput(6, [2, 4]);
+  const [xq, w] = [quantize(x, S8), dequantize(weight)];
+  const h = Array.from({ length: 12 }, (_, i) => {
+    let sum = 0;
+    for (let k = 0; k < 4; k++) sum += xq[Math.floor(i / 6) * 4 + k]! * w[k * 6 + i % 6]!;
+    return Math.exp(sum);
+  });
+  const expected = h.map((value, i) => {
+    const row = Math.floor(i / 6) * 6;
+    return value / h.slice(row, row + 6).reduce((a, b) => a + b);
+  });
+  await assertEveryLevel(model, { x: { shape: [2, 4], data: x } }, expected, 0);
+});
+
+Deno.test("exportOnnx() residual Add of two quantized branches", async () => {
+  const graph = graphOf(
+    [
+      node("relu", "Relu", ["x"], ["branch"]),
+      node("add", "Add", ["x", "branch"], ["sum"]),
+      node("out", "Identity", ["sum"], ["y"]),
+    ],
+    {},
+    ["N", 10],
+    ["N", 10],
+  );
+  const model = quantized(graph, {}, {}, { x: S8, branch: X8, sum: S5 });
+  const x = randomInput(5, [2, 10]);
+  const xq = quantize(x, S8);
+  const branch = quantize(xq.map((value) => Math.max(value, 0)), X8);
+  const expected = quantize(xq.map((value, i) => value + branch[i]!), S5);
+  await assertEveryLevel(model, { x: { shape: [2, 10], data: x } }, expected, S5.scale);
+});
+
+Deno.test("exportOnnx() saturates at the ends of every narrow grid and rounds ties to even", async () => {
+  for (const bits of [2, 3, 4, 5, 6, 7, 8]) {
+    for (const quantMin of [0, -(2 ** (bits - 1))]) {
+      const quantMax = quantMin + 2 ** bits - 1;
+      const qparams = { scale: 0.25, zeroPoint: quantMin + 1, quantMin, quantMax, bits };
+      const graph = graphOf([node("id", "Identity", ["x"], ["y"])], {}, ["N"], ["N"]);
+      const model = quantized(graph, {}, {}, { x: qparams });
+      // Every half step, so that ties and both ends are met.
+      const x = Float32Array.from({ length: 1200 }, (_, i) => (i - 600) * 0.125);
+      const expected = quantize(x, qparams);
+      assert.equal(new Set(expected).size, 2 ** bits);
+      await assertEveryLevel(model, { x: { shape: [1200], data: x } }, expected, 0);
+    }
+  }
+});
+
+Deno.test("insertQdq() keeps the names of nodes, inputs and outputs and drops unread weights", () => {
+  const model = convolution({
+    channels: 3,
+    outChannels: 5,
+    group: 1,
+    activations: { x: X8, y: X4 },
+  });
+  const graph = insertQdq(model);
+  assert.deepEqual(graph.inputs, model.graph.inputs);
+  assert.deepEqual(graph.outputs, model.graph.outputs);
+  const conv = graph.nodes.find(({ name }) => name === "conv");
+  assert.deepEqual(conv?.inputs, ["x_dequantized", "w", "b"]);
+  assert.equal(graph.nodes.at(-1)?.opType, "DequantizeLinear");
+  assert.deepEqual(graph.nodes.at(-1)?.outputs, ["y"]);
+  assert.deepEqual([...graph.initializers.keys()].sort(), [
+    ...["b_quantized", "b_scale", "w_quantized", "w_scale", "w_zero_point"],
+    ...["x_scale", "x_zero_point", "y_max", "y_min", "y_scale", "y_zero_point"],
+  ]);
+  assert.equal(graph.initializers.get("w_quantized")?.dtype, "int8");
+  assert.equal(graph.initializers.get("b_quantized")?.dtype, "int32");
+});
+
+Deno.test("insertQdq() does not take names the network has", () => {
+  const weight = randomCodes(3, [4, 4], 1, 8);
+  const graph = graphOf(
+    [
+      node("w_DequantizeLinear", "MatMul", ["x", "w"], ["w_scale"]),
+      node("id", "Identity", ["w_scale"], ["y"]),
+    ],
+    { w: weight },
+    ["N", 4],
+    ["N", 4],
+  );
+  const written = insertQdq(quantized(graph, { w: weight }, {}, { x: S8 }));
+  const names = written.nodes.map(({ name }) => name);
+  assert.equal(new Set(names).size, names.length);
+  const tensors = [
+    ...written.nodes.flatMap(({ outputs }) => outputs),
+    ...written.initializers.keys(),
+  ];
+  assert.equal(new Set(tensors).size, tensors.length);
+  assert.deepEqual(importOnnx(exportOnnx(written)).nodes.length, written.nodes.length);
+});
+
+Deno.test("insertQdq() refuses quantizers that do not fit the graph", () => {
+  const model = convolution({ channels: 3, outChannels: 5, group: 1, activations: {} });
+  const w = model.weights.get("w")!;
+  const withActivation = (name: string, changes: Partial<ActivationQParams>) => () =>
+    insertQdq({ ...model, activations: new Map([[name, { ...X8, ...changes }]]) });
+  assert.throws(withActivation("z", {}), /Cannot quantize "z": no such activation/);
+  assert.throws(withActivation("x", { scale: 0 }), /scale 0/);
+  assert.throws(withActivation("x", { scale: NaN }), /scale NaN/);
+  assert.throws(withActivation("x", { quantMax: 256 }), /range 0 to 256/);
+  assert.throws(withActivation("x", { quantMin: -1 }), /range -1 to 255/);
+  assert.throws(withActivation("x", { zeroPoint: 0.5 }), /zero point 0.5/);
+  const withWeight = (name: string, tensor: QTensor) => () =>
+    insertQdq({ ...model, weights: new Map([[name, tensor]]) });
+  assert.throws(withWeight("v", w), /no such initializer/);
+  assert.throws(withWeight("w", { ...w, axis: 1 }), /5 scales .* expected 3 along axis 1/);
+  assert.throws(withWeight("w", randomCodes(1, [5, 3], 0, 8)), /initializer has \[5, 3, 3, 3\]/);
+});
+
+async function assertEveryLevel(
+  model: QuantizedGraph,
+  inputs: Readonly<Record<string, { shape: readonly number[]; data: Float32Array }>>,
+  expected: readonly number[],
+  step: number,
+): Promise<void> {
+  const file = exportOnnx(model);
+  for (const level of LEVELS) {
+    const { y } = await runOrt(file, inputs, level);
+    assert.equal(y!.length, expected.length);
+    let moved = 0;
+    for (const [i, value] of expected.entries()) {
+      const difference = Math.abs(y![i]! - value);
+      // f32 sums of at most 27 products of size 3: rounding below 1e-5.
+      if (difference <= 1e-5) continue;
+      // A sum that lies on the border of two codes may fall to either side; never further than one step.
+      assert.ok(
+        difference <= step * 1.001,
+        `${level}: element ${i} is ${y![i]}, expected ${value}`,
+      );
+      moved++;
+    }
+    assert.ok(moved <= expected.length * 0.02, `${level}: ${moved} codes moved`);
+  }
+}
+
+function convolution(options: {
+  channels: number;
+  outChannels: number;
+  group: number;
+  activations: Record<string, ActivationQParams>;
+}): QuantizedGraph {
+  const { channels, outChannels, group, activations } = options;
+  const weight = randomCodes(11, [outChannels, channels / group, 3, 3], 0, 6);
+  const bias = biasOf(weight, activations["x"]?.scale ?? 1);
+  const graph = graphOf(
+    [
+      node("conv", "Conv", ["x", "w", "b"], ["h"], { group, pads: [1, 1, 1, 1] }),
+      node("relu", "Relu", ["h"], ["y"]),
+    ],
+    { w: weight, b: bias },
+    ["N", channels, 4, 4],
+    ["N", outChannels, 4, 4],
+  );
+  return quantized(graph, { w: weight }, { b: bias }, activations);
+}
+
+/** 3x3 convolution with padding 1 in float64. */
+function convolve(
+  x: readonly number[],
+  [batch, channels, height, width]: readonly number[],
+  model: QuantizedGraph,
+  group: number,
+): number[] {
+  const weight = model.weights.get("w")!;
+  const [w, b] = [dequantize(weight), dequantize(model.biases.get("b")!)];
+  const outChannels = weight.values.shape[0]!;
+  const perGroup = channels! / group;
+  const y: number[] = [];
+  for (let n = 0; n < batch!; n++) {
+    for (let o = 0; o < outChannels; o++) {
+      for (let i = 0; i < height! * width!; i++) {
+        const [row, column] = [Math.floor(i / width!), i % width!];
+        let sum = b[o]!;
+        for (let k = 0; k < perGroup * 9; k++) {
+          const c = Math.floor(o * group / outChannels) * perGroup + Math.floor(k / 9);
+          const [r, q] = [row + Math.floor(k / 3) % 3 - 1, column + k % 3 - 1];
+          if (r < 0 || q < 0 || r >= height! || q >= width!) continue;
+          sum += w[o * perGroup * 9 + k]! * x[((n * channels! + c) * height! + r) * width! + q]!;
+        }
+        y.push(sum);
+      }
+    }
+  }
+  return y;
+}
+
+function quantize(x: ArrayLike<number>, qparams: ActivationQParams): number[] {
+  const { scale, zeroPoint, quantMin, quantMax } = qparams;
+  return Array.from(x, (value) => {
+    const code = roundToEven(Math.fround(value) / Math.fround(scale)) + zeroPoint;
+    return (Math.min(Math.max(code, quantMin), quantMax) - zeroPoint) * scale;
+  });
+}
+
+function roundToEven(value: number): number {
+  const below = Math.floor(value);
+  if (value - below !== 0.5) return Math.round(value);
+  return below % 2 === 0 ? below : below + 1;
+}
+
+function dequantize({ values, scale, axis }: QTensor): number[] {
+  const inner = sizeOf(values.shape.slice(axis + 1));
+  return Array.from(
+    values.data,
+    (code, i) => code * scale[axis < 0 ? 0 : Math.floor(i / inner) % scale.length]!,
+  );
+}
+
+function randomCodes(seed: number, shape: number[], axis: number, bits: number): QTensor {
+  const rng = new Rng(seed);
+  const channels = shape[axis]!;
+  const half = 2 ** (bits - 1);
+  const codes = Int8Array.from(
+    { length: sizeOf(shape) },
+    () => rng.integer(2 * half - 1) + 1 - half,
+  );
+  return {
+    values: ndArray("int8", shape, codes),
+    scale: Float32Array.from({ length: channels }, () => (0.5 + rng.uniform()) / half / 3),
+    zeroPoint: new Int32Array(channels),
+    axis,
+    bits,
+  };
+}
+
+function oneScale(scale: number): Pick<QTensor, "scale" | "zeroPoint"> {
+  return { scale: Float32Array.of(scale), zeroPoint: new Int32Array(1) };
+}
+
+/** A bias of scale = input scale * weight scale, as QuantizedGraph wants it. */
+function biasOf(weight: QTensor, inputScale: number): QTensor {
+  const scale = weight.scale.map((step) => step * inputScale);
+  const codes = Int32Array.from(scale, (step, i) => Math.round((i - 1) * 0.3 / step));
+  return {
+    values: ndArray("int32", [codes.length], codes),
+    scale,
+    zeroPoint: new Int32Array(codes.length),
+    axis: 0,
+    bits: 32,
+  };
+}
+
+function randomInput(seed: number, shape: readonly number[]): Float32Array<ArrayBuffer> {
+  const rng = new Rng(seed);
+  return Float32Array.from({ length: sizeOf(shape) }, () => rng.normal());
+}
+
+function node(
+  name: string,
+  opType: string,
+  inputs: string[],
+  outputs: string[],
+  attributes: Node["attributes"] = {},
+): Node {
+  return { name, opType, inputs, outputs, attributes };
+}
+
+function graphOf(
+  nodes: readonly Node[],
+  tensors: Record<string, QTensor>,
+  inputShape: (number | string)[],
+  outputShape: (number | string)[],
+): Graph {
+  const initializers = Object.entries(tensors).map(([name, tensor]): [string, NdArray] => [
+    name,
+    ndArray("float32", tensor.values.shape, Float32Array.from(dequantize(tensor))),
+  ]);
+  return {
+    name: "net",
+    opset: 13,
+    inputs: [{ name: "x", dtype: "float32", shape: inputShape }],
+    outputs: [{ name: "y", dtype: "float32", shape: outputShape }],
+    nodes,
+    initializers: new Map(initializers),
+  };
+}
+
+function quantized(
+  graph: Graph,
+  weights: Record<string, QTensor>,
+  biases: Record<string, QTensor>,
+  activations: Record<string, ActivationQParams>,
+): QuantizedGraph {
+  return {
+    graph,
+    weights: new Map(Object.entries(weights)),
+    biases: new Map(Object.entries(biases)),
+    activations: new Map(Object.entries(activations)),
+  };
+}
