@@ -9,7 +9,7 @@ import type { Block } from "../graph/blocks.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import type { Student } from "../quant/student.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
-import type { Frontier, RowSet } from "./frontier.ts";
+import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
 import { quantizeInputs, type Session } from "./session.ts";

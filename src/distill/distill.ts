@@ -1,7 +1,7 @@
 // The verb: a network and unlabelled inputs in, the quantized student and a report out.
-import type { Device } from "../gpu/device.ts";
-import { Device as GpuDevice } from "../gpu/device.ts";
-import { type ImageSet, normalize } from "../data/image_set.ts";
+import type { NdArray } from "../core/nd_array.ts";
+import { Device } from "../gpu/device.ts";
+import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/image_set.ts";
 import { chooseSamples, splitHeldOut } from "../data/sampler.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
@@ -12,7 +12,7 @@ import { RowSet } from "./frontier.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
 import { type Network, prepareNetwork } from "./network.ts";
-import type { Recipe } from "./recipe.ts";
+import { parseRecipe, type Recipe } from "./recipe.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
 import type { Progress, Samples, Session } from "./session.ts";
 import { augmentedCopies } from "./augmentation.ts";
@@ -21,10 +21,17 @@ export type { Progress } from "./session.ts";
 
 /** Inputs of a run. Labels are needed by method "qat" and to measure top-1 only. */
 export interface DistillData {
-  readonly calibration: ImageSet;
+  /** Unlabelled inputs: an array [N, C, H, W], [N, H, W, C] or [N, features], or one already recognised. */
+  readonly calibration: NdArray | ImageSet;
   readonly calibrationLabels?: Uint32Array<ArrayBuffer>;
-  readonly evaluation?: ImageSet;
+  readonly evaluation?: NdArray | ImageSet;
   readonly evaluationLabels?: Uint32Array<ArrayBuffer>;
+}
+
+/** The data of a run with every array recognised. */
+export interface RecognisedData extends DistillData {
+  readonly calibration: ImageSet;
+  readonly evaluation?: ImageSet;
 }
 
 /** Where a run takes place and who watches. */
@@ -43,7 +50,7 @@ const CALIBRATION_SAMPLES = 256;
  *
  * @param model the trained fp32 network
  * @param data unlabelled inputs, and what to evaluate on
- * @param recipe the complete recipe
+ * @param recipe what differs from the defaults
  * @param options device, progress and abort signal
  * @returns the student, ready for export, and the report
  * @throws UnsupportedError when the network cannot be executed
@@ -53,12 +60,14 @@ const CALIBRATION_SAMPLES = 256;
 export async function distill(
   model: Graph,
   data: DistillData,
-  recipe: Recipe,
+  recipe: Partial<Recipe> = {},
   options: DistillOptions = {},
 ): Promise<{ student: QuantizedGraph; report: Report }> {
-  const device = options.device ?? await GpuDevice.open();
+  const complete = parseRecipe(recipe);
+  const recognised = recogniseData(model, data);
+  const device = options.device ?? await Device.open();
   try {
-    return await run(device, model, data, recipe, options);
+    return await run(device, model, recognised, complete, options);
   } finally {
     if (options.device === undefined) device.dispose();
   }
@@ -67,7 +76,7 @@ export async function distill(
 async function run(
   device: Device,
   model: Graph,
-  data: DistillData,
+  data: RecognisedData,
   recipe: Recipe,
   { onProgress = () => {}, signal }: DistillOptions,
 ): Promise<{ student: QuantizedGraph; report: Report }> {
@@ -145,11 +154,23 @@ async function run(
   };
 }
 
+function recogniseData(model: Graph, data: DistillData): RecognisedData {
+  const size = inputSizeOf(model, model.name);
+  const images = (set: NdArray | ImageSet, name: string) =>
+    "layout" in set ? set : recogniseImages(set, size, name);
+  const { calibration, evaluation, ...labels } = data;
+  return {
+    ...labels,
+    calibration: images(calibration, "calibration"),
+    ...(evaluation && { evaluation: images(evaluation, "evaluation") }),
+  };
+}
+
 /** Chooses, normalizes and uploads the calibration inputs, with augmented copies behind the clean ones. */
 function uploadSamples(
   device: Device,
   network: Network,
-  { calibration, calibrationLabels }: DistillData,
+  { calibration, calibrationLabels }: RecognisedData,
   recipe: Recipe,
 ): Samples {
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
@@ -186,7 +207,7 @@ function uploadSamples(
 /** Classes of teacher and student on the evaluation inputs. */
 async function evaluate(
   { device, network, student, teacher, recipe }: Session,
-  { evaluation, evaluationLabels }: DistillData,
+  { evaluation, evaluationLabels }: RecognisedData,
   onProgress: (progress: Progress) => void,
 ): Promise<Pick<Report["network"], "evaluated" | "top1Teacher" | "top1Student" | "agreement">> {
   if (evaluation === undefined) {

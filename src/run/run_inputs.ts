@@ -1,7 +1,7 @@
 // From a recipe's paths to what the engine takes. All bad input is found here, before a GPU is asked for.
 import { FormatError } from "../core/errors.ts";
 import { checkNormalization, type InputSize, inputSizeOf } from "../data/image_set.ts";
-import type { DistillData } from "../distill/distill.ts";
+import type { RecognisedData } from "../distill/distill.ts";
 import type { Recipe } from "../distill/recipe.ts";
 import type { Graph } from "../graph/graph.ts";
 import { inferShapes } from "../graph/shape_inference.ts";
@@ -13,7 +13,7 @@ export interface RunInputs {
   readonly model: Graph;
   /** Size of the model file. */
   readonly modelBytes: number;
-  readonly data: DistillData;
+  readonly data: RecognisedData;
 }
 
 /**
@@ -37,7 +37,7 @@ export async function readRunInputs(recipe: Recipe): Promise<RunInputs> {
   const evaluationLabels = paths.labels === null || evaluation === undefined
     ? undefined
     : await readLabels(paths.labels, { count: evaluation.count, classes });
-  const data: DistillData = {
+  const data: RecognisedData = {
     calibration,
     ...(calibrationLabels && { calibrationLabels }),
     ...(evaluation && { evaluation }),

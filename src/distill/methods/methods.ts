@@ -1,5 +1,4 @@
 // The methods by the name a recipe gives. A new one is a file beside this one and a line here.
-import type { Recipe } from "../recipe.ts";
 import type { Method } from "../session.ts";
 import { blockwise } from "./blockwise.ts";
 import { layerwise } from "./layerwise.ts";

@@ -1,0 +1,36 @@
+/**
+ * Layer-wise knowledge-distillation quantization: a trained fp32 ONNX network and unlabelled inputs go in, an int8 (or
+ * lower) network that ONNX Runtime runs comes out, with a report of what was lost and where.
+ *
+ * @example
+ * ```ts ignore
+ * import { distill, exportOnnx, importOnnx } from "@stilla/stilla";
+ *
+ * const model = importOnnx(await Deno.readFile("network.onnx"), { path: "network.onnx" });
+ * const { student, report } = await distill(model, { calibration }, { weightBits: 4 });
+ * await Deno.writeFile("student.onnx", exportOnnx(student));
+ * ```
+ *
+ * @module
+ */
+export * from "./src/core/errors.ts";
+export * from "./src/core/nd_array.ts";
+export { Device } from "./src/gpu/device.ts";
+export type { Graph, Node } from "./src/graph/graph.ts";
+export type { ActivationQParams, QTensor, QuantizedGraph } from "./src/graph/quantized_graph.ts";
+export { importOnnx } from "./src/formats/onnx_import.ts";
+export { exportOnnx } from "./src/formats/onnx_export.ts";
+export { decodeNpy, encodeNpy } from "./src/formats/npy.ts";
+export { decodeNpz } from "./src/formats/npz.ts";
+export { decodeIdx } from "./src/formats/idx.ts";
+export { decodeSafetensors, encodeSafetensors } from "./src/formats/safetensors.ts";
+export { encodeWeightBundle } from "./src/formats/weight_bundle.ts";
+export { type ImageSet } from "./src/data/image_set.ts";
+export {
+  distill,
+  type DistillData,
+  type DistillOptions,
+  type Progress,
+} from "./src/distill/distill.ts";
+export { DEFAULT_RECIPE, parseRecipe, type Recipe } from "./src/distill/recipe.ts";
+export { type LayerReport, type Report } from "./src/distill/report.ts";
