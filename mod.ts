@@ -15,22 +15,34 @@
  */
 export * from "./src/core/errors.ts";
 export * from "./src/core/nd_array.ts";
-export { Device } from "./src/gpu/device.ts";
-export type { Graph, Node } from "./src/graph/graph.ts";
+export { Device, type DeviceOptions, type Dispatch } from "./src/gpu/device.ts";
+export type { Tensor } from "./src/gpu/tensor.ts";
+export type { Access, Binding, Kernel, KernelSequence, Target } from "./kernels/kernel.ts";
+export type { Attribute, Graph, Node, ValueInfo } from "./src/graph/graph.ts";
 export type { ActivationQParams, QTensor, QuantizedGraph } from "./src/graph/quantized_graph.ts";
-export { importOnnx } from "./src/formats/onnx_import.ts";
-export { exportOnnx } from "./src/formats/onnx_export.ts";
+export { importOnnx, type ImportOnnxOptions } from "./src/formats/onnx_import.ts";
+export { exportOnnx, type ExportOnnxOptions } from "./src/formats/onnx_export.ts";
 export { decodeNpy, encodeNpy } from "./src/formats/npy.ts";
-export { decodeNpz } from "./src/formats/npz.ts";
-export { decodeIdx } from "./src/formats/idx.ts";
-export { decodeSafetensors, encodeSafetensors } from "./src/formats/safetensors.ts";
+export { decodeNpz, type DecodeNpzOptions } from "./src/formats/npz.ts";
+export { decodeIdx, type DecodeIdxOptions } from "./src/formats/idx.ts";
+export {
+  decodeSafetensors,
+  encodeSafetensors,
+  type EncodeSafetensorsOptions,
+  type Safetensors,
+} from "./src/formats/safetensors.ts";
 export { encodeWeightBundle } from "./src/formats/weight_bundle.ts";
-export { type ImageSet } from "./src/data/image_set.ts";
+export type { ImageSet, PixelType } from "./src/data/image_set.ts";
 export {
   distill,
   type DistillData,
   type DistillOptions,
   type Progress,
 } from "./src/distill/distill.ts";
-export { DEFAULT_RECIPE, parseRecipe, type Recipe } from "./src/distill/recipe.ts";
-export { type LayerReport, type Report } from "./src/distill/report.ts";
+export {
+  type AugmentRecipe,
+  DEFAULT_RECIPE,
+  parseRecipe,
+  type Recipe,
+} from "./src/distill/recipe.ts";
+export type { LayerReport, NetworkReport, Report, SecondsReport } from "./src/distill/report.ts";

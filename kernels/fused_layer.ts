@@ -9,7 +9,16 @@ import {
   literal,
 } from "./activation.ts";
 import { type Epilogue, epilogueSetup, fakeQuantize, maskPadding } from "./epilogue.ts";
-import { type Binding, declareBindings, flatIndex, grid1d, type Kernel, padded } from "./kernel.ts";
+import {
+  type Binding,
+  declareBindings,
+  flatIndex,
+  grid1d,
+  type Kernel,
+  padded,
+  type Target,
+} from "./kernel.ts";
+import { forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";
 
 const WORKGROUP = 64;
 
@@ -56,8 +65,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
 }
 
 /** How many chunks of rows the partial sums of the backward pass have. */
-export function fusedLayerChunks({ rows, channels }: { rows: number; channels: number }): number {
-  return Math.min(rows, Math.max(1, Math.ceil(8192 / (padded(channels) / 4))));
+export function fusedLayerChunks(
+  { rows, channels }: { rows: number; channels: number },
+  target: Target,
+): number {
+  return planChunks(rows, padded(channels) / 4, target).chunks;
 }
 
 /**
@@ -67,7 +79,7 @@ export function fusedLayerChunks({ rows, channels }: { rows: number; channels: n
  * Bindings: those of the forward pass, saved (with affine), dy, dz, partials. partials: [chunks][3][C]: the sums over
  * the chunk's rows of dz, of dz * xhat (0 without batch norm) and of the terms of ds.
  */
-export function fusedLayerBackward(spec: FusedLayerSpec): Kernel {
+export function fusedLayerBackward(spec: FusedLayerSpec, target: Target): Kernel {
   const affine = spec.input === "affine";
   const bindings = [
     ...inputBindings(spec),
@@ -77,9 +89,8 @@ export function fusedLayerBackward(spec: FusedLayerSpec): Kernel {
     write("partials"),
   ];
   const vectors = padded(spec.channels) / 4;
-  const chunks = fusedLayerChunks(spec);
-  const rowsPerChunk = Math.ceil(spec.rows / chunks);
-  const total = chunks * vectors;
+  const plan = planChunks(spec.rows, vectors, target);
+  const total = plan.chunks * vectors;
   const code = /* wgsl */ `
 ${declareBindings(bindings, { qparams: "f32" })}
 
@@ -95,16 +106,17 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   var sum_dz = vec4f(0.0);
   var sum_dz_xhat = vec4f(0.0);
   var sum_scale = vec4f(0.0);
-  let first = chunk * ${rowsPerChunk}u;
-  let end = min(first + ${rowsPerChunk}u, ${spec.rows}u);
-  for (var row = first; row < end; row++) {
-    let i = row * ${vectors}u + channel;
+  ${
+    forEachRow(
+      plan,
+      `let i = row * ${vectors}u + channel;
     let g = dy[i];
     let z = ${preActivation(spec)};
     ${gradientOfActivation(spec)}
     dz[i] = d;
     sum_dz += d;
-    ${affine ? "sum_dz_xhat += d * ((x[i] - mean) * inverse_std);" : ""}
+    ${affine ? "sum_dz_xhat += d * ((x[i] - mean) * inverse_std);" : ""}`,
+    )
   }
   partials[(chunk * 3u) * ${vectors}u + channel] = sum_dz;
   partials[(chunk * 3u + 1u) * ${vectors}u + channel] = sum_dz_xhat;
@@ -118,6 +130,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   };
 }
 
+/** Which results of {@linkcode fusedLayerReduce} the layer has a tensor for. */
+export interface FusedLayerResults {
+  readonly dshift: boolean;
+  readonly dscale: boolean;
+  readonly scaleSums: boolean;
+}
+
 /**
  * Sums the partials over chunks. Bindings: partials, and what the layer has of: dshift [C] (gradient of beta or bias),
  * dscale [C] (gradient of gamma), scale_sums [C] (terms of the quantizer's scale gradient, still to be summed over
@@ -125,54 +144,37 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
  */
 export function fusedLayerReduce(
   spec: FusedLayerSpec,
-  wanted: { readonly dshift: boolean; readonly dscale: boolean; readonly scaleSums: boolean },
+  wanted: FusedLayerResults,
+  target: Target,
 ): Kernel {
   const affine = spec.input === "affine";
-  const bindings = [
-    read("partials"),
-    ...(affine ? [read("affine"), read("state")] : []),
-    ...(wanted.dshift ? [write("dshift")] : []),
-    ...(wanted.dscale ? [write("dscale")] : []),
-    ...(wanted.scaleSums ? [write("scale_sums")] : []),
-    ...(affine ? [write("coefficients")] : []),
-  ];
-  const vectors = padded(spec.channels) / 4;
-  const chunks = fusedLayerChunks(spec);
-  const code = /* wgsl */ `
-${declareBindings(bindings, { state: "f32" })}
-
-@compute @workgroup_size(8)
-fn main(@builtin(global_invocation_id) id: vec3u) {
-  let channel = id.x;
-  if (channel >= ${vectors}u) { return; }
-  var sum_dz = vec4f(0.0);
-  var sum_dz_xhat = vec4f(0.0);
-  var sum_scale = vec4f(0.0);
-  for (var chunk = 0u; chunk < ${chunks}u; chunk++) {
-    let at = chunk * ${3 * vectors}u + channel;
-    sum_dz += partials[at];
-    ${affine ? `sum_dz_xhat += partials[at + ${vectors}u];` : ""}
-    ${wanted.scaleSums ? `sum_scale += partials[at + ${2 * vectors}u];` : ""}
-  }
-  ${wanted.dshift ? "dshift[channel] = sum_dz;" : ""}
-  ${wanted.dscale ? "dscale[channel] = sum_dz_xhat;" : ""}
-  ${wanted.scaleSums ? "scale_sums[channel] = sum_scale;" : ""}
-  ${
-    affine
-      ? `// state[4] is 1 while the mean and variance are those of the batch and so depend on x
-  let live = state[4] * ${literal(1 / spec.rows)};
-  coefficients[channel] = affine[channel];
-  coefficients[channel + ${vectors}u] = live * sum_dz;
-  coefficients[channel + ${2 * vectors}u] = live * sum_dz_xhat;`
-      : ""
-  }
-}`;
-  return {
+  const quads = padded(spec.channels) / 4;
+  const chunks = fusedLayerChunks(spec, target);
+  // state[4] is 1 while the mean and variance are those of the batch and so depend on x
+  const coefficients = `let live = state[4] * ${literal(1 / spec.rows)};
+  coefficients[o] = affine[o];
+  coefficients[o + ${quads}u] = live * value0;
+  coefficients[o + ${2 * quads}u] = live * value1;`;
+  return reductionKernel({
     label: `fused_layer_reduce ${chunks}x${spec.channels}`,
-    code,
-    bindings,
-    grid: [Math.ceil(vectors / 8), 1, 1],
-  };
+    bindings: [
+      read("partials"),
+      ...(affine ? [read("affine"), read("state")] : []),
+      ...(wanted.dshift ? [write("dshift")] : []),
+      ...(wanted.dscale ? [write("dscale")] : []),
+      ...(wanted.scaleSums ? [write("scale_sums")] : []),
+      ...(affine ? [write("coefficients")] : []),
+    ],
+    types: { state: "f32" },
+    chunks,
+    stride: 3 * quads,
+    offsets: [0, quads, 2 * quads],
+    size: quads,
+    finish: `${wanted.dshift ? "dshift[o] = value0;" : ""}
+  ${wanted.dscale ? "dscale[o] = value1;" : ""}
+  ${wanted.scaleSums ? "scale_sums[o] = value2;" : ""}
+  ${affine ? coefficients : ""}`,
+  }, target);
 }
 
 /**

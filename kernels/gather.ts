@@ -46,3 +46,72 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
 }`;
   return { label: `gather_batch ${batch}x${rowSize}`, code, bindings, grid: grid1d(total, 64) };
 }
+
+/** Words of a table that belong to a step. */
+export interface GatherWordsSpec {
+  /** Words of a step. */
+  readonly batch: number;
+  /** Steps in the table; step t uses number t modulo this. */
+  readonly steps: number;
+}
+
+/**
+ * y[b] = words[step * batch + b], for labels.
+ *
+ * Bindings: words (array<u32>), state (array<f32>, state[0] the step), y (array<u32>, write).
+ */
+export function gatherWords({ batch, steps }: GatherWordsSpec): Kernel {
+  const bindings = [
+    { name: "words", access: "read" },
+    { name: "state", access: "read" },
+    { name: "y", access: "read_write" },
+  ] as const;
+  const code = /* wgsl */ `
+${declareBindings(bindings, { words: "u32", state: "f32", y: "u32" })}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  if (id.x >= ${batch}u) { return; }
+  y[id.x] = words[(u32(state[0]) % ${steps}u) * ${batch}u + id.x];
+}`;
+  return {
+    label: `gather_words ${batch}`,
+    code,
+    bindings,
+    grid: [Math.ceil(batch / 64), 1, 1],
+  };
+}
+
+/** A loss with one value for each row of a mini-batch. */
+export interface RowLossSpec {
+  readonly rows: number;
+  /** Steps that `losses` remembers. */
+  readonly historySize: number;
+  /** Terms remembered per step. */
+  readonly terms: number;
+  /** Which of them this is. */
+  readonly term: number;
+}
+
+/**
+ * losses[step * terms + term] = mean of the rows' losses.
+ *
+ * Bindings: loss ([rows, 1], read), state (array<f32>), losses (array<f32>, write).
+ */
+export function rememberRowLoss({ rows, historySize, terms, term }: RowLossSpec): Kernel {
+  const bindings = [
+    { name: "loss", access: "read" },
+    { name: "state", access: "read" },
+    { name: "losses", access: "read_write" },
+  ] as const;
+  const code = /* wgsl */ `
+${declareBindings(bindings, { state: "f32", losses: "f32" })}
+
+@compute @workgroup_size(1)
+fn main() {
+  var sum = 0.0;
+  for (var row = 0u; row < ${rows}u; row++) { sum += loss[row].x; }
+  losses[(u32(state[0]) % ${historySize}u) * ${terms}u + ${term}u] = sum / ${rows}.0;
+}`;
+  return { label: `remember_row_loss ${rows}`, code, bindings, grid: [1, 1, 1] };
+}

@@ -10,7 +10,9 @@ export type Access = "read" | "read_write";
 
 /** One storage buffer of a kernel; binding i of group 0 is `bindings[i]`. */
 export interface Binding {
+  /** Name in the shader text. */
   readonly name: string;
+  /** Whether the kernel may write to it. */
   readonly access: Access;
 }
 
@@ -20,6 +22,7 @@ export interface Kernel {
   readonly label: string;
   /** WGSL; also the key of the pipeline cache. */
   readonly code: string;
+  /** Its storage buffers, in the order of the binding numbers. */
   readonly bindings: readonly Binding[];
   /** Workgroups, each at most 65535. */
   readonly grid: readonly [number, number, number];
@@ -27,6 +30,7 @@ export interface Kernel {
 
 /** Kernels that run one after another, with the scratch buffers they share. */
 export interface KernelSequence {
+  /** In the order they run. */
   readonly kernels: readonly Kernel[];
   /** Scratch bindings by name, in float32 elements. */
   readonly temporaries: Readonly<Record<string, number>>;
@@ -37,6 +41,7 @@ export interface KernelSequence {
  * shuffles, no barriers, long unrolled bodies); "gpu" for the rest (workgroup-memory tiles).
  */
 export interface Target {
+  /** Which of the two variants of a kernel is taken. */
   readonly family: "software" | "gpu";
   /** Lanes of a subgroup; 0 when the device has no subgroups. */
   readonly subgroupSize: number;

@@ -21,7 +21,6 @@ export class Tape {
   readonly #steps: Step[] = [];
   readonly #tracked = new Set<Tensor>();
   readonly #gradients = new Map<Tensor, Tensor>();
-  readonly #targets = new Map<Tensor, Tensor>();
   /** How many tensors have this one as their gradient; it is released with the last. */
   readonly #holders = new Map<Tensor, number>();
 
@@ -38,11 +37,9 @@ export class Tape {
    * Marks a leaf whose gradient is wanted.
    *
    * @param tensor the leaf
-   * @param gradient where its gradient goes; such a leaf must be used exactly once in the forward pass
    */
-  watch(tensor: Tensor, gradient?: Tensor): void {
+  watch(tensor: Tensor): void {
     this.#tracked.add(tensor);
-    if (gradient !== undefined) this.#targets.set(tensor, gradient);
   }
 
   /** Whether a gradient with respect to the tensor is wanted. */
@@ -77,15 +74,6 @@ export class Tape {
    */
   give(tensor: Tensor, write: (gradient: Tensor) => void): void {
     if (!this.#tracked.has(tensor)) return;
-    const target = this.#targets.get(tensor);
-    if (target !== undefined) {
-      if (this.#gradients.has(tensor)) {
-        throw new TypeError(`"${tensor.label}" is a leaf with a target, but it was used twice`);
-      }
-      write(target);
-      this.#gradients.set(tensor, target);
-      return;
-    }
     const gradient = this.plan.tensor(tensor.shape, `gradient of ${tensor.label}`);
     write(gradient);
     this.share(tensor, gradient);

@@ -1,7 +1,7 @@
 // `deno task distill`: one network, or the built-in example with every method in one table.
 import { basename, join, resolve } from "node:path";
 import { describeImages } from "../data/image_set.ts";
-import type { distill } from "../distill/distill.ts";
+import type { distill, DistillOptions, RecognisedData } from "../distill/distill.ts";
 import type { Recipe } from "../distill/recipe.ts";
 import {
   layerTable,
@@ -13,6 +13,7 @@ import {
   VERSION,
 } from "../distill/report.ts";
 import type { Device } from "../gpu/device.ts";
+import type { Graph } from "../graph/graph.ts";
 import { readJson } from "../run/input_files.ts";
 import { MNIST_EXAMPLE, mnistExample } from "../run/mnist_example.ts";
 import { type EncodedRun, RUN_ENTRIES, runFiles } from "../run/run_files.ts";
@@ -24,7 +25,13 @@ import { ProgressPrinter } from "./progress.ts";
 
 /** The part of stilla that a test of the command line may stand in for. */
 export interface Engine {
-  readonly distill: typeof distill;
+  /** {@linkcode distill}; the command line always hands it complete recipes and recognised data. */
+  readonly distill: (
+    model: Graph,
+    data: RecognisedData,
+    recipe: Recipe,
+    options: DistillOptions,
+  ) => ReturnType<typeof distill>;
   /** Opens the GPU, once for all runs of a command. */
   readonly open: () => Promise<Device>;
 }
@@ -90,7 +97,7 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
   const out = asked.out ?? join(io.cwd, "runs", MNIST_EXAMPLE);
   const recipes = EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
   const names = recipes.map(rowName);
-  await checkRunFolder(out, [...names, "report.json"]);
+  await checkRunFolder(out, [...names, "report.json", "table.txt"]);
   const printer = new ProgressPrinter(io);
   const inputs = await readRunInputs({ ...asked, method: "qat" }); // labels included
   describeInputs(inputs, printer);
@@ -98,12 +105,14 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
   using device = await engine.open();
   const reports: Report[] = [];
   const folder = new Map<string, Uint8Array>();
+  const teacherClasses: DistillOptions["teacherClasses"] = new WeakMap();
   for (const [index, recipe] of recipes.entries()) {
     const name = names[index]!;
     printer.prefix = `${index + 1}/${recipes.length} ${name}: `;
     const own = { ...recipe, out: join(out, name) };
     const data = recipe.method === "qat" ? inputs.data : unlabelled;
-    const { files, report } = await run(own, { ...inputs, data }, { device, engine, printer, io });
+    const place = { device, engine, printer, io, teacherClasses };
+    const { files, report } = await run(own, { ...inputs, data }, place);
     reports.push(report);
     for (const [path, bytes] of files) folder.set(`${name}/${path}`, bytes);
   }
@@ -112,29 +121,50 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
     const [teacher, student] = networkRows(report);
     return index === 0 ? [teacher, student] : [student];
   });
-  const summary = { stilla: VERSION, rows, runs: reports };
-  folder.set("report.json", new TextEncoder().encode(reportJson(summary)));
+  const note = exampleNote(asked, inputs.data);
+  const summary = { stilla: VERSION, note, rows, runs: reports };
+  const table = `${networkTable(rows)}\n\n${note}\n`;
+  const text = new TextEncoder();
+  folder.set("report.json", text.encode(reportJson(summary)));
+  folder.set("table.txt", text.encode(table));
   await writeRunFolder(out, folder);
   printer.note(`wrote ${out}`);
-  io.stdout(flags.json ? reportJson(summary) : `${networkTable(rows)}\n`);
+  io.stdout(flags.json ? reportJson(summary) : table);
+}
+
+/** What the table cannot say by itself. */
+function exampleNote(
+  { samples }: Recipe,
+  { calibration, evaluation }: RecognisedData,
+): string {
+  const used = Math.min(samples, calibration.count).toLocaleString("en");
+  const tested = evaluation?.count.toLocaleString("en") ?? "no";
+  return `top-1 on ${tested} test images; all students from the same ${used} training images, qat also from their
+labels; seconds include the evaluation, those of the first student also the fp32 network's`;
 }
 
 /** Distils and encodes the result; nothing is written. */
 async function run(
   recipe: Recipe,
   { model, modelBytes, data }: RunInputs,
-  { device, engine, printer, io }: {
+  { device, engine, printer, io, teacherClasses }: {
     readonly device: Device;
     readonly engine: Engine;
     readonly printer: ProgressPrinter;
     readonly io: Io;
+    readonly teacherClasses?: DistillOptions["teacherClasses"];
   },
 ): Promise<EncodedRun> {
   const { signal } = io;
   const onProgress = printer.update.bind(printer);
   try {
     signal.throwIfAborted();
-    const result = await engine.distill(model, data, recipe, { device, onProgress, signal });
+    const result = await engine.distill(model, data, recipe, {
+      device,
+      onProgress,
+      signal,
+      ...(teacherClasses && { teacherClasses }),
+    });
     return runFiles({ recipe, modelBytes, ...result });
   } finally {
     printer.clear();

@@ -3,11 +3,13 @@
 
 /** A WebGPU operation failed: shader, binding, limit, memory or lost device. */
 export class GpuError extends Error {
+  /** Tells the class apart where `instanceof` cannot. */
   override readonly name = "GpuError";
 }
 
 /** Bytes from outside do not have the format they should: names the file and the place in it. */
 export class FormatError extends Error {
+  /** Name that survives bundling and structured cloning. */
   override readonly name = "FormatError";
   /** File (or the caller's name for the bytes). */
   readonly path: string;
@@ -15,6 +17,8 @@ export class FormatError extends Error {
   readonly place: string;
 
   /**
+   * An error that names the file and the place.
+   *
    * @param path file, or the caller's name for the bytes
    * @param place byte offset, tensor, node or key inside it
    * @param detail what was found and what was expected
@@ -28,6 +32,7 @@ export class FormatError extends Error {
 
 /** The network uses an operator, or a form of it, that stilla does not implement. */
 export class UnsupportedError extends Error {
+  /** Name that survives bundling and structured cloning. */
   override readonly name = "UnsupportedError";
   /** ONNX operator type. */
   readonly opType: string;
@@ -35,6 +40,8 @@ export class UnsupportedError extends Error {
   readonly node: string;
 
   /**
+   * An error that names the node.
+   *
    * @param opType ONNX operator type
    * @param node name of the node
    * @param detail what is not supported, and what would be

@@ -15,22 +15,35 @@ export type DType =
 
 /** Typed array of each {@linkcode DType}. `bool` is one byte an element, 0 or 1. */
 export interface TypedArrays {
+  /** IEEE 754 single precision. */
   float32: Float32Array<ArrayBuffer>;
+  /** IEEE 754 double precision. */
   float64: Float64Array<ArrayBuffer>;
+  /** -128 to 127. */
   int8: Int8Array<ArrayBuffer>;
+  /** 0 to 255. */
   uint8: Uint8Array<ArrayBuffer>;
+  /** 16 bits, signed. */
   int16: Int16Array<ArrayBuffer>;
+  /** 16 bits, unsigned. */
   uint16: Uint16Array<ArrayBuffer>;
+  /** 32 bits, signed. */
   int32: Int32Array<ArrayBuffer>;
+  /** 32 bits, unsigned. */
   uint32: Uint32Array<ArrayBuffer>;
+  /** 64 bits, signed, as bigint. */
   int64: BigInt64Array<ArrayBuffer>;
+  /** 0 or 1. */
   bool: Uint8Array<ArrayBuffer>;
 }
 
 /** An n-dimensional array on the host, C order. */
 export interface NdArray<T extends DType = DType> {
+  /** Element type. */
   readonly dtype: T;
+  /** Sizes of the axes, outermost first; [] for a scalar. */
   readonly shape: readonly number[];
+  /** The elements; the last axis varies fastest. */
   readonly data: TypedArrays[T];
 }
 

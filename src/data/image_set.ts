@@ -9,13 +9,19 @@ export type PixelType = "uint8" | "int8" | "float32";
 
 /** Inputs of a network as the user stored them; nothing is converted before {@linkcode normalize}. */
 export interface ImageSet {
+  /** Number of inputs. */
   readonly count: number;
+  /** Rows of one input. */
   readonly height: number;
+  /** Columns of one input. */
   readonly width: number;
+  /** Channels of one input. */
   readonly channels: number;
   /** Order of the axes of `data`. */
   readonly layout: "NCHW" | "NHWC";
+  /** Element type of `data`. */
   readonly dtype: PixelType;
+  /** The elements as stored, C order. */
   readonly data: TypedArrays[PixelType];
 }
 

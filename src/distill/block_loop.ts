@@ -2,6 +2,7 @@
 // own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse on
 // held-out inputs than its PTQ start is rolled back. The recipe: straight-through latent weights with learned scales, the
 // error measured behind the unit's output quantizer and divided by the target's variance, batch norm live at first.
+import { mixTensors } from "../../kernels/mix.ts";
 import { meanSquaredError } from "../../kernels/mse.ts";
 import { batchTable } from "../data/sampler.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -19,6 +20,8 @@ import { train } from "./training.ts";
 export const UNIT_STEPS = 100;
 /** Part of a unit's steps in which batch norm uses the statistics of the batch. */
 const BATCH_NORM_LIVE = 0.7;
+
+const MIX_STREAM = 0x1d3a_71;
 
 /** The four frontiers: training and held-out samples, as the teacher and as the student see them. */
 interface Frontiers {
@@ -53,6 +56,11 @@ export async function distillUnits(
     const teacherPart = partBetween(network.teacher, unit.inputs, unit.outputs);
     const targets = forward(session, teacherPart, frontiers.teacher);
     const heldOutTargets = forward(session, teacherPart, frontiers.heldOutTeacher);
+    const needed = new Set(units.slice(i + 1).flatMap((later) => later.inputs));
+    // The teacher's inputs have served, unless the input mode reads them again.
+    const alive = new Set([...needed, ...unit.outputs]);
+    move(session, frontiers.heldOutTeacher, heldOutTargets, alive);
+    if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
     const layers = unit.nodes.map((node) => node.name).filter((n) => session.student.layers.has(n));
     const before = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
     const restore = snapshot(session.student, teacherPart);
@@ -63,7 +71,7 @@ export async function distillUnits(
         session.report({ stage, unit: unit.name, done: i * steps + done, total, loss }),
     });
     const after = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
-    if (!(after < before)) {
+    if (samples.heldOut.rows > 0 && !(after < before)) {
       restore();
       for (const layer of layers) session.rolledBack.add(layer);
     }
@@ -71,11 +79,11 @@ export async function distillUnits(
     const studentOutputs = forward(session, teacherPart, frontiers.student, values);
     const heldOutOutputs = forward(session, teacherPart, frontiers.heldOutStudent, values);
     values[Symbol.dispose]();
-    const needed = new Set(units.slice(i + 1).flatMap((later) => later.inputs));
-    move(frontiers.teacher, targets, needed, session);
-    move(frontiers.student, studentOutputs, needed, session);
-    move(frontiers.heldOutTeacher, heldOutTargets, needed, session);
-    move(frontiers.heldOutStudent, heldOutOutputs, needed, session);
+    move(session, frontiers.teacher, targets, needed);
+    move(session, frontiers.heldOutTeacher, heldOutTargets, needed);
+    move(session, frontiers.student, studentOutputs, needed);
+    move(session, frontiers.heldOutStudent, heldOutOutputs, needed);
+    session.device.trim();
   }
 }
 
@@ -116,7 +124,6 @@ async function trainUnit(
   const indices = device.uint32(batchTable(samples.train.rows, batch, steps, options.seed), {
     label: "mini-batches",
   });
-  const source = recipe.inputMode === "teacher" ? frontiers.teacher : frontiers.student;
   let targetBatch: Tensor | undefined;
   await train({
     device,
@@ -135,12 +142,18 @@ async function trainUnit(
     signal: session.signal,
     inputs: (plan, state) => {
       targetBatch = target.recordGather(plan, indices, state, batch, `target ${output}`);
-      return new Map(
-        unit.inputs.map((name) => [
-          name,
-          source.get(name)!.recordGather(plan, indices, state, batch, name),
-        ]),
-      );
+      const gather = (from: Frontier, name: string) =>
+        from.get(name)!.recordGather(plan, indices, state, batch, name);
+      return new Map(unit.inputs.map((name, i): [string, Tensor] => {
+        if (recipe.inputMode === "teacher") return [name, gather(frontiers.teacher, name)];
+        const a = gather(frontiers.student, name);
+        if (recipe.inputMode === "student") return [name, a];
+        const b = gather(frontiers.teacher, name);
+        const y = plan.tensor(a.shape, name);
+        const seed = options.seed + MIX_STREAM * (i + 1);
+        plan.run(mixTensors({ shape: a.shape, probability: 0.5, seed }), { a, b, state, y });
+        return [name, y];
+      }));
     },
     recordLosses: ({ plan, tape, values, state, losses }) => {
       const y = values.get(output)!;
@@ -178,7 +191,7 @@ async function heldOutError(
 ): Promise<number> {
   const { device, network, student, batch } = session;
   const output = part.outputs[0]!;
-  if (heldOutStudent.get(part.inputs[0]!)!.rows === 0) return Infinity;
+  if (session.samples.heldOut.rows === 0) return NaN;
   using values = studentValues(device, network, student, part);
   const outputs = forward(session, part, heldOutStudent, values);
   const { mse } = await compareRows(device, outputs.get(output)!, targets.get(output)!, batch);
@@ -197,12 +210,12 @@ function snapshot(student: Student, part: Part): () => void {
   };
 }
 
-/** Puts new row sets in place; sets that no later unit reads are freed. */
+/** Puts new row sets in place; sets that nobody needs any more are freed. */
 function move(
+  { samples }: Session,
   frontier: Frontier,
   outputs: Frontier,
   needed: ReadonlySet<string>,
-  { samples }: Session,
 ): void {
   for (const [name, set] of outputs) frontier.set(name, set);
   for (const [name, set] of frontier) {

@@ -23,8 +23,11 @@ export type { Progress } from "./session.ts";
 export interface DistillData {
   /** Unlabelled inputs: an array [N, C, H, W], [N, H, W, C] or [N, features], or one already recognised. */
   readonly calibration: NdArray | ImageSet;
+  /** Class numbers of the calibration inputs. */
   readonly calibrationLabels?: Uint32Array<ArrayBuffer>;
+  /** Inputs to measure teacher and student on. */
   readonly evaluation?: NdArray | ImageSet;
+  /** Their class numbers. */
   readonly evaluationLabels?: Uint32Array<ArrayBuffer>;
 }
 
@@ -38,8 +41,15 @@ export interface RecognisedData extends DistillData {
 export interface DistillOptions {
   /** Opened and closed by the run when absent. */
   readonly device?: Device;
+  /** Called now and then. */
   readonly onProgress?: (progress: Progress) => void;
+  /** Stops the run between two steps. */
   readonly signal?: AbortSignal;
+  /**
+   * The teacher's classes by evaluation set: filled by a run and read by later ones, so that several runs of one model
+   * with one normalization evaluate it once.
+   */
+  readonly teacherClasses?: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>;
 }
 
 /** Samples used to choose the activations' ranges. */
@@ -78,7 +88,7 @@ async function run(
   model: Graph,
   data: RecognisedData,
   recipe: Recipe,
-  { onProgress = () => {}, signal }: DistillOptions,
+  { onProgress = () => {}, signal, teacherClasses = new WeakMap() }: DistillOptions,
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
   const network = prepareNetwork(model, recipe, recipe.batchNorm !== "folded");
@@ -111,14 +121,14 @@ async function run(
     signal,
     rolledBack,
   };
-  await METHODS[recipe.method]!(session);
+  await METHODS[recipe.method](session);
   const after = await measureLayers(device, network, teacher, student, judged);
   const frozen = student.freeze(network.folded);
   samples.train[Symbol.dispose]();
   samples.heldOut[Symbol.dispose]();
   const distilled = performance.now();
 
-  const classes = await evaluate(session, data, onProgress);
+  const classes = await evaluate(session, data, onProgress, teacherClasses);
   const end = performance.now();
   const layers = Array.from(network.weightBits, ([name, weightBits]): LayerReport => ({
     name,
@@ -209,19 +219,23 @@ async function evaluate(
   { device, network, student, teacher, recipe }: Session,
   { evaluation, evaluationLabels }: RecognisedData,
   onProgress: (progress: Progress) => void,
+  known: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>,
 ): Promise<Pick<Report["network"], "evaluated" | "top1Teacher" | "top1Student" | "agreement">> {
   if (evaluation === undefined) {
     return { evaluated: null, top1Teacher: null, top1Student: null, agreement: null };
   }
   const { count } = evaluation;
+  const earlier = known.get(evaluation);
+  const start = earlier ? 0 : count;
   const progress = (offset: number) => (done: number) =>
-    onProgress({ stage: "evaluate", done: offset + done, total: 2 * count });
+    onProgress({ stage: "evaluate", done: offset + done, total: start + count });
   const part = partBetween(network.teacher, [network.input], [network.output]);
   using values = studentValues(device, network, student, part);
   const classes = async (of: typeof values, offset: number) =>
     topClasses(await predict(device, network, of, evaluation, recipe, progress(offset)), count);
-  const teacherClasses = await classes(teacher, 0);
-  const studentClasses = await classes(values, count);
+  const teacherClasses = earlier ?? await classes(teacher, 0);
+  known.set(evaluation, teacherClasses);
+  const studentClasses = await classes(values, start);
   const top1 = (found: Uint32Array) =>
     evaluationLabels === undefined ? null : agreement(found, evaluationLabels);
   return {

@@ -15,32 +15,59 @@ export interface AugmentRecipe {
 
 /** A complete recipe: the same recipe, data and device give the same student. */
 export interface Recipe {
+  /** ONNX file, or `mnist` for the built-in example. Paths matter to the command line only. */
   readonly model: string;
+  /** Unlabelled inputs: .npy, .npz, IDX, or a folder of PNG/JPEG images. */
   readonly calibration: string | null;
+  /** Their class numbers; only method `qat` uses them. */
   readonly calibrationLabels: string | null;
+  /** Inputs to measure teacher and student on. */
   readonly evaluate: string | null;
+  /** Class numbers of the `evaluate` inputs. */
   readonly labels: string | null;
+  /** Subtracted after scaling: one number, or one a channel. */
   readonly mean: readonly number[];
+  /** Divided by after the mean: one number, or one a channel. */
   readonly std: readonly number[];
+  /** Pixels are multiplied by it first; `null` = 1/255 for uint8, else 1. */
   readonly scale: number | null;
+  /** How the student is made. */
   readonly method: "ptq" | "qat" | "layerwise" | "blockwise" | "joint";
+  /** Bits of the weights, 2 to 8. */
   readonly weightBits: number;
+  /** Bits of the activations, 2 to 8. */
   readonly activationBits: number;
+  /** Bits of the first and the last layer, 2 to 8. */
   readonly firstLastBits: number;
+  /** Calibration inputs used. */
   readonly samples: number;
+  /** Fraction of them held out to accept or roll back a unit. */
   readonly heldOut: number;
+  /** Training steps of a unit; `null` = the method's own. */
   readonly steps: number | null;
+  /** Whole-network steps behind the units; `null` = chosen by the bits. */
   readonly networkSteps: number | null;
+  /** Inputs of one training step. */
   readonly batchSize: number;
+  /** Of the weights, in units of the layer's rms; `null` = the method's own. */
   readonly learningRate: number | null;
+  /** Of every random choice. */
   readonly seed: number;
+  /** How the weights' scales start. */
   readonly weightObserver: "mse" | "minmax";
+  /** Integer codes a weight channel may use. */
   readonly weightGrid: "symmetric" | "flip" | "offset" | "auto";
+  /** What of a weight's rounding is learned. */
   readonly weightQuantizer: "lsq" | "ste" | "softRounding";
+  /** How the activations' ranges start. */
   readonly activationObserver: "mse" | "minmax" | "percentile" | "movingAverage";
+  /** Batch norm of the student while it trains. */
   readonly batchNorm: "live" | "frozen" | "folded";
+  /** Whose activations a unit trains on. */
   readonly inputMode: "student" | "teacher" | "mixed";
+  /** Augmented copies of the calibration inputs. */
   readonly augment: AugmentRecipe;
+  /** Run folder of the command line. */
   readonly out: string | null;
 }
 

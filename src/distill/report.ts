@@ -8,6 +8,7 @@ export const VERSION: string = config.version;
 export interface LayerReport {
   /** Name of the layer's node in the model file. */
   readonly name: string;
+  /** ONNX operator of that node. */
   readonly opType: string;
   /** `null` where the layer has no weights or they stay float. */
   readonly weightBits: number | null;
@@ -31,6 +32,7 @@ export interface NetworkReport {
   readonly evaluated: number | null;
   /** Fraction of right answers, 0 to 1; needs labels. */
   readonly top1Teacher: number | null;
+  /** The same of the student. */
   readonly top1Student: number | null;
   /** Fraction of inputs on which teacher and student give the same class. */
   readonly agreement: number | null;
@@ -42,9 +44,13 @@ export interface NetworkReport {
 
 /** Where the time went. */
 export interface SecondsReport {
+  /** Ranges of the activations, and the PTQ start. */
   readonly calibrate: number;
+  /** Training. */
   readonly distill: number;
+  /** Teacher and student on the evaluation inputs. */
   readonly evaluate: number;
+  /** All of it. */
   readonly total: number;
 }
 
@@ -54,14 +60,21 @@ export interface Report {
   readonly stilla: string;
   /** Name of the GPU or software adapter. */
   readonly adapter: string;
+  /** Method of the recipe. */
   readonly method: string;
+  /** Bits of the weights, first and last layer aside. */
   readonly weightBits: number;
+  /** Bits of the activations, first and last layer aside. */
   readonly activationBits: number;
+  /** Seed of every random choice. */
   readonly seed: number;
   /** Calibration inputs trained on, and held out. */
   readonly samples: { readonly train: number; readonly heldOut: number };
+  /** Every layer with weights, in execution order. */
   readonly layers: readonly LayerReport[];
+  /** The network as a whole. */
   readonly network: NetworkReport;
+  /** Where the time went; the only part that differs between two equal runs. */
   readonly seconds: SecondsReport;
 }
 

@@ -14,8 +14,11 @@ export interface Progress {
   readonly stage: string;
   /** Unit of the network that is worked on. */
   readonly unit?: string;
+  /** Steps or inputs done, of `total`. */
   readonly done: number;
+  /** Steps or inputs of the stage. */
   readonly total: number;
+  /** The newest, while a unit trains. */
   readonly loss?: number;
 }
 

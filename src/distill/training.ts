@@ -8,7 +8,13 @@ import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { fuseLayers } from "../graph/layers.ts";
-import { type OpContext, rowsAndChannels } from "../ops/context.ts";
+import {
+  type ActivationQuantizer,
+  type LiveBatchNorm,
+  type OpContext,
+  rowsAndChannels,
+  type Trainable,
+} from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { Student } from "../quant/student.ts";
 import { type LearningRates, TrainingParameters } from "../quant/training_parameters.ts";
@@ -28,20 +34,31 @@ export interface LossContext {
   readonly steps: number;
 }
 
-/** A training run. */
-export interface TrainingRun {
+/** What a step trains, on the GPU, with its optimizer. */
+export interface StepParameters extends Disposable {
+  /** Weight or bias by initializer name. */
+  parameter(name: string): Trainable | undefined;
+  /** Quantizer by tensor name. */
+  quantizer(tensor: string): ActivationQuantizer | undefined;
+  /** Batch norm by node name. */
+  batchNorm(node: string): LiveBatchNorm | undefined;
+  /** Records what precedes the forward pass. */
+  recordForward(plan: Plan): void;
+  /** Records what follows the backward pass. */
+  recordStep(plan: Plan): void;
+  /** Keeps the trained values. */
+  store(): Promise<void>;
+}
+
+/** A training run, whatever it trains. */
+export interface TrainingLoop {
   readonly device: Device;
-  readonly student: Student;
   /** Part of the network that runs, in the form that trains. */
   readonly part: Part;
-  /** Node names of the layers that train. */
-  readonly layers: readonly string[];
   /** Constants of the part that do not train. */
   readonly constants: NetworkValues;
   readonly steps: number;
   readonly batch: number;
-  readonly rates: LearningRates;
-  readonly weightQuantizer: Recipe["weightQuantizer"];
   /** Steps in which batch norm uses the statistics of the batch. */
   readonly batchNormLiveSteps: number;
   readonly schedule?: "cosine" | "constant";
@@ -58,13 +75,23 @@ export interface TrainingRun {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** A training run of a student. */
+export interface TrainingRun extends TrainingLoop {
+  readonly student: Student;
+  /** Node names of the layers that train. */
+  readonly layers: readonly string[];
+  readonly rates: LearningRates;
+  readonly weightQuantizer: Recipe["weightQuantizer"];
+}
+
 /** A loss or weight stopped being a finite number. */
 export class DivergedError extends Error {
   override readonly name = "DivergedError";
 }
 
 const WARMUP = 0.05;
-const BETA1 = 0.9, BETA2 = 0.99;
+/** Decay of Adam's moments. */
+export const ADAM_DECAY = { beta1: 0.9, beta2: 0.99 };
 const BATCH_NORM_MOMENTUM = 0.05;
 const ROUNDING = { roundingWarmup: 0.2, roundingBetaStart: 20, roundingBetaEnd: 2 };
 const ROUNDING_REGULARIZER = 1e-4;
@@ -75,40 +102,62 @@ const STEPS_PER_LOOK = 10;
  * Trains the layers of a part and stores the result in the student.
  *
  * @param run what to train, on what, and how
- * @returns the loss of every step (the first term)
+ * @returns the loss of every step, all terms together
  * @throws DivergedError when the loss is not finite
  * @throws DOMException when the signal aborts
  */
 export async function train(run: TrainingRun): Promise<Float32Array> {
-  const { device, student, part, steps, batch } = run;
-  if (steps === 0) return new Float32Array();
-  const shapes = shapesForBatch(part.source, batch);
-  const graph = graphOf(part);
+  const { device, student, part } = run;
   const made = new Set(part.nodes.flatMap((node) => node.outputs));
   const activations = new Map<string, number>();
   for (const tensor of student.activations.keys()) {
     if (made.has(tensor)) {
-      activations.set(tensor, rowsAndChannels(shapes.get(tensor) ?? []).channels);
+      activations.set(tensor, rowsAndChannels(part.source.shapes.get(tensor) ?? []).channels);
     }
   }
+  return await trainParameters(
+    run,
+    (state) =>
+      new TrainingParameters(device, student, run.layers, activations, state, {
+        rates: run.rates,
+        weightQuantizer: run.weightQuantizer,
+        batchNormMomentum: BATCH_NORM_MOMENTUM,
+        roundingRegularizer: ROUNDING_REGULARIZER,
+        ...ADAM_DECAY,
+      }),
+    new Set(activations.keys()),
+  );
+}
+
+/**
+ * Trains and stores parameters of any kind.
+ *
+ * @param run on what, and how
+ * @param makeParameters makes the parameters for a training state
+ * @param quantized tensors that have quantizers
+ * @returns the loss of every step, all terms together
+ * @throws DivergedError when the loss is not finite
+ * @throws DOMException when the signal aborts
+ */
+export async function trainParameters(
+  run: TrainingLoop,
+  makeParameters: (state: Tensor) => StepParameters,
+  quantized: ReadonlySet<string> = new Set(),
+): Promise<Float32Array> {
+  const { device, part, steps, batch } = run;
+  if (steps === 0) return new Float32Array();
+  const shapes = shapesForBatch(part.source, batch);
+  const graph = graphOf(part);
   const state = device.tensor([STATE_SIZE], { label: "training state" });
   const losses = device.tensor([steps * run.terms], { label: "loss history" });
-  using parameters = new TrainingParameters(device, student, run.layers, activations, state, {
-    rates: run.rates,
-    weightQuantizer: run.weightQuantizer,
-    batchNormMomentum: BATCH_NORM_MOMENTUM,
-    roundingRegularizer: ROUNDING_REGULARIZER,
-    beta1: BETA1,
-    beta2: BETA2,
-  });
+  using parameters = makeParameters(state);
   using plan = new Plan(device);
   plan.run(
     advanceSchedule({
       steps,
       warmupSteps: Math.max(1, Math.trunc(WARMUP * steps)),
       schedule: run.schedule ?? "cosine",
-      beta1: BETA1,
-      beta2: BETA2,
+      ...ADAM_DECAY,
       batchNormLiveSteps: run.batchNormLiveSteps,
       ...ROUNDING,
     }, device.target),
@@ -126,7 +175,7 @@ export async function train(run: TrainingRun): Promise<Float32Array> {
     batchNorm: (node) => parameters.batchNorm(node),
     tape,
   };
-  const keep = new Set([...activations.keys(), ...run.keep]);
+  const keep = new Set([...quantized, ...run.keep]);
   recordSteps(context, fuseLayers(graph, keep, shapes));
   run.recordLosses({ plan, tape, values: context.values, state, losses, steps });
   tape.backward();
@@ -140,7 +189,7 @@ export async function train(run: TrainingRun): Promise<Float32Array> {
     plan.replay(next);
     done += next;
     history = await device.read(losses);
-    const loss = history[(done - 1) * run.terms] ?? NaN;
+    const loss = totalLoss(history, done - 1, run.terms);
     if (!Number.isFinite(loss)) {
       throw new DivergedError(`the loss of "${part.outputs[0]}" is ${loss} at step ${done}`);
     }
@@ -149,5 +198,9 @@ export async function train(run: TrainingRun): Promise<Float32Array> {
   await parameters.store();
   device.release(state);
   device.release(losses);
-  return history.filter((_, i) => i % run.terms === 0);
+  return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
+}
+
+function totalLoss(history: Float32Array, step: number, terms: number): number {
+  return history.subarray(step * terms, (step + 1) * terms).reduce((sum, term) => sum + term, 0);
 }

@@ -70,6 +70,7 @@ export function decodeSafetensors(bytes: Uint8Array, path: string): Safetensors 
 
 /** Options of {@linkcode encodeSafetensors}. */
 export interface EncodeSafetensorsOptions {
+  /** Written as `__metadata__`. */
   readonly metadata?: ReadonlyMap<string, string>;
 }
 

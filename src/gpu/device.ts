@@ -8,6 +8,7 @@ import {
   type Target,
 } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
+import { bindingEntries, checkBindings, pick } from "./bindings.ts";
 import { prepareEnvironment } from "./environment.ts";
 import { BufferPool } from "./pool.ts";
 import { ReadBack } from "./read_back.ts";
@@ -25,9 +26,13 @@ export interface DeviceOptions {
 
 /** A kernel ready to run: what a command encoder needs. */
 export interface Dispatch {
+  /** The kernel's label. */
   readonly label: string;
+  /** Compiled shader. */
   readonly pipeline: GPUComputePipeline;
+  /** Its buffers. */
   readonly bindGroup: GPUBindGroup;
+  /** Workgroups. */
   readonly grid: readonly [number, number, number];
 }
 
@@ -44,6 +49,7 @@ export class Device implements Disposable {
   readonly target: Target;
   /** Adapter description for reports, e.g. `llvmpipe (LLVM 15.0.6, 256 bits)`. */
   readonly adapterName: string;
+  /** The adapter's limits, all of them requested. */
   readonly limits: GPUSupportedLimits;
   readonly #gpu: GPUDevice;
   readonly #pool: BufferPool;
@@ -181,7 +187,7 @@ export class Device implements Disposable {
     const { label = "table" } = options;
     const bytes = Math.max(16, data.byteLength);
     const tensor = this.#allocate([data.length], bytes, label, true);
-    this.#gpu.queue.writeBuffer(tensor.buffer, 0, data);
+    this.uploadRaw(tensor, data);
     return tensor;
   }
 
@@ -201,11 +207,12 @@ export class Device implements Disposable {
         }] has ${size}`,
       );
     }
-    this.#gpu.queue.writeBuffer(tensor.buffer, tensor.offset, pad(tensor.shape, data));
+    this.uploadRaw(tensor, pad(tensor.shape, data));
   }
 
   /** Overwrites the raw words of a tensor, starting at its first byte. */
   uploadRaw(tensor: Tensor, data: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>): void {
+    if (data.length === 0) return; // Deno 2.9 aborts the process on an empty write
     this.#gpu.queue.writeBuffer(tensor.buffer, tensor.offset, data);
   }
 
@@ -260,6 +267,7 @@ export class Device implements Disposable {
    */
   run(kernel: Kernel | KernelSequence, bindings: Readonly<Record<string, Tensor>>): void {
     if ("kernels" in kernel) {
+      checkBindings(kernel, bindings);
       const temporaries = Object.entries(kernel.temporaries).map(([name, size]) =>
         [name, this.tensor([size], { label: name, zeroed: false })] as const
       );
@@ -277,25 +285,16 @@ export class Device implements Disposable {
    * @param kernel the kernel
    * @param bindings a tensor for every binding, by name
    * @returns what {@linkcode Device.submit} takes
-   * @throws TypeError when a binding is missing or unknown
+   * @throws TypeError when a binding is missing or unknown, or one buffer is both read and written
+   * @throws RangeError when the grid is too large
    */
   prepare(kernel: Kernel, bindings: Readonly<Record<string, Tensor>>): Dispatch {
     const { pipeline, layout } = this.#pipeline(kernel);
-    const names = new Set(kernel.bindings.map((binding) => binding.name));
-    for (const name of Object.keys(bindings)) {
-      if (!names.has(name)) {
-        throw new TypeError(`Kernel "${kernel.label}" has no binding "${name}"`);
-      }
-    }
-    const entries = kernel.bindings.map(({ name }, binding) => {
-      const tensor = bindings[name];
-      if (tensor === undefined) {
-        throw new TypeError(`Kernel "${kernel.label}" needs a tensor for binding "${name}"`);
-      }
-      const { buffer, offset, byteLength: size } = tensor;
-      return { binding, resource: { buffer, offset, size } };
-    });
+    const most = this.limits.maxComputeWorkgroupsPerDimension;
+    const entries = bindingEntries(kernel, bindings, most);
+    this.#gpu.pushErrorScope("validation");
     const bindGroup = this.#gpu.createBindGroup({ layout, entries, label: kernel.label });
+    this.#closeScope("validation", kernel.label);
     return { label: kernel.label, pipeline, bindGroup, grid: kernel.grid };
   }
 
@@ -475,17 +474,4 @@ export class Device implements Disposable {
     this.#layouts.set(key, made);
     return made;
   }
-}
-
-/** The bindings that a kernel of a sequence uses. */
-export function pick(
-  kernel: Kernel,
-  bindings: Readonly<Record<string, Tensor>>,
-): Record<string, Tensor> {
-  const picked: Record<string, Tensor> = {};
-  for (const { name } of kernel.bindings) {
-    const tensor = bindings[name];
-    if (tensor !== undefined) picked[name] = tensor;
-  }
-  return picked;
 }

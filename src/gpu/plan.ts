@@ -2,7 +2,8 @@
 // encodes and submits. Buffers released while recording are handed to later work of the same plan, which is safe
 // because every replay runs in recorded order; so memory follows lifetimes, not the number of tensors.
 import { type Kernel, type KernelSequence, paddedSize } from "../../kernels/kernel.ts";
-import { type Device, type Dispatch, pick } from "./device.ts";
+import { checkBindings, pick } from "./bindings.ts";
+import type { Device, Dispatch } from "./device.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** Takes kernels in the order they run. */
@@ -70,6 +71,7 @@ export class Plan implements Recorder, Disposable {
       this.#dispatches.push(this.device.prepare(kernel, bindings));
       return;
     }
+    checkBindings(kernel, bindings);
     const temporaries = Object.entries(kernel.temporaries).map(([name, size]) =>
       [name, this.tensor([size], name)] as const
     );

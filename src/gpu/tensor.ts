@@ -5,11 +5,13 @@ import { paddedSize } from "../../kernels/kernel.ts";
 export interface Tensor {
   /** Logical shape, channels last. */
   readonly shape: readonly number[];
+  /** Buffer that may hold other tensors, too. */
   readonly buffer: GPUBuffer;
   /** Start in bytes; a multiple of 256. */
   readonly offset: number;
   /** Length in bytes. */
   readonly byteLength: number;
+  /** Name for messages. */
   readonly label: string;
 }
 
@@ -17,19 +19,22 @@ export interface Tensor {
 export const BINDING_ALIGNMENT = 256;
 
 /**
- * The same bytes under another shape of equal physical size.
+ * The same bytes under another shape whose elements, in C order, lie at the same places.
  *
  * @param tensor any tensor
- * @param shape a shape of the same number of padded elements
+ * @param shape a shape of the same size and the same channels, unless both have no padded channels
  * @returns a tensor on the same buffer
- * @throws RangeError when the sizes differ
+ * @throws RangeError when elements would have to move
  */
 export function reshape(tensor: Tensor, shape: readonly number[]): Tensor {
-  if (paddedSize(shape) !== paddedSize(tensor.shape)) {
+  const size = (sizes: readonly number[]) => sizes.reduce((product, n) => product * n, 1);
+  const from = tensor.shape.at(-1) ?? 1, to = shape.at(-1) ?? 1;
+  const inPlace = from === to || (from % 4 === 0 && to % 4 === 0);
+  if (!inPlace || size(shape) !== size(tensor.shape)) {
     throw new RangeError(
       `Cannot reshape "${tensor.label}" from [${tensor.shape.join(", ")}] to [${
         shape.join(", ")
-      }]: the padded sizes differ`,
+      }]: the elements would have to move`,
     );
   }
   return { ...tensor, shape: [...shape] };

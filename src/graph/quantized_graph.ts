@@ -19,11 +19,15 @@ export interface QTensor {
 
 /** Quantizer of an activation: code = clip(round(x / scale) + zeroPoint, quantMin, quantMax). */
 export interface ActivationQParams {
+  /** Step between two codes, above 0. */
   readonly scale: number;
+  /** Code that stands for 0. */
   readonly zeroPoint: number;
   /** Stored as uint8 when quantMin >= 0, as int8 otherwise. */
   readonly quantMin: number;
+  /** Largest code. */
   readonly quantMax: number;
+  /** Width of the grid, 2..8. */
   readonly bits: number;
 }
 

@@ -97,10 +97,10 @@ function recordSliceAndPad(
 ): Tensor {
   const output = node.outputs[0]!;
   const spec: SliceAndPadSpec = {
-    input: fourAxes(x.shape, 1),
-    output: fourAxes(shapeOf(context, output), 1),
-    start: fourAxes(start, 0),
-    step: fourAxes(step, 1),
+    input: fourAxes(node, x.shape, 1),
+    output: fourAxes(node, shapeOf(context, output), 1),
+    start: fourAxes(node, start, 0),
+    step: fourAxes(node, step, 1),
     value,
   };
   const kernel = sliceAndPadForward(spec);
@@ -109,8 +109,16 @@ function recordSliceAndPad(
   ]);
 }
 
-/** Four axes, [N, C] becoming [N, 1, 1, C]. */
-function fourAxes(values: readonly number[], missing: number): FourNumbers {
-  if (values.length === 4) return [values[0]!, values[1]!, values[2]!, values[3]!];
-  return [values[0] ?? missing, missing, missing, values[1] ?? missing];
+/** Four axes, the missing ones put after the batch: [N, C] becomes [N, 1, 1, C]. */
+function fourAxes(node: Node, values: readonly number[], missing: number): FourNumbers {
+  if (values.length === 0 || values.length > 4) {
+    throw new UnsupportedError(
+      node.opType,
+      node.name,
+      `the rank is ${values.length}, expected 1 to 4`,
+    );
+  }
+  const [batch = missing, ...middle] = values.slice(0, -1);
+  const [height, width] = [missing, missing, ...middle].slice(-2);
+  return [batch, height!, width!, values.at(-1)!]; // the slice has two elements
 }

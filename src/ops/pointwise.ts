@@ -45,6 +45,7 @@ export function recordPointwise(
   label: string,
 ): Tensor {
   const { recorder, tape } = context;
+  const { target } = recorder.device;
   const { batchNorm, bias, residual, activation, quantizer } = end;
   if (!batchNorm && !bias && !residual && !activation && !quantizer) return x;
   const { rows, channels } = rowsAndChannels(x.shape);
@@ -72,10 +73,13 @@ export function recordPointwise(
     quantizer?.scaleSums !== undefined;
   tape.push(residual ? [x, residual] : [x], y, (dy) => {
     const dz = recorder.tensor(x.shape, `gradient before ${label}`);
-    const partials = recorder.tensor([fusedLayerChunks(spec) * 3, channels], "partial sums");
+    const partials = recorder.tensor(
+      [fusedLayerChunks(spec, target) * 3, channels],
+      "partial sums",
+    );
     const coefficients = recorder.tensor([3, channels], "batch norm coefficients");
     const saved = statistics && { saved: statistics.saved };
-    recorder.run(fusedLayerBackward(spec), { ...forward, ...saved, dy, dz, partials });
+    recorder.run(fusedLayerBackward(spec, target), { ...forward, ...saved, dy, dz, partials });
     const dshift = batchNorm ? batchNorm.beta.gradient : bias?.gradient;
     const dscale = batchNorm?.gamma.gradient;
     const scaleSums = quantizer?.scaleSums;
@@ -84,7 +88,7 @@ export function recordPointwise(
         dshift: dshift !== undefined,
         dscale: dscale !== undefined,
         scaleSums: scaleSums !== undefined,
-      });
+      }, target);
       recorder.run(kernel, {
         partials,
         ...(dshift && { dshift }),

@@ -7,8 +7,9 @@ import {
   updateActivationScales,
 } from "../../kernels/activation_scales.ts";
 import { padded, paddedSize } from "../../kernels/kernel.ts";
-import { adam, CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import {
+  hardenSoftRounding,
   initializeSoftRounding,
   softRoundWeights,
   softRoundWeightsBackward,
@@ -24,6 +25,7 @@ import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
+import { type AdamDecay, FlatLayout, FlatParameters } from "../optim/flat_parameters.ts";
 import { type ActivationState, type LayerState, rootMeanSquare, type Student } from "./student.ts";
 
 /** Learning rates of the groups of parameters. 0 keeps a group as it is. */
@@ -42,15 +44,13 @@ export interface LearningRates {
 export type WeightQuantizer = "lsq" | "ste" | "softRounding";
 
 /** How the parameters train. */
-export interface TrainingOptions {
+export interface TrainingOptions extends AdamDecay {
   readonly rates: LearningRates;
   readonly weightQuantizer: WeightQuantizer;
   /** Part of a batch's statistics in the running ones. */
   readonly batchNormMomentum: number;
   /** Weight of the rounding regulariser (softRounding). */
   readonly roundingRegularizer: number;
-  readonly beta1: number;
-  readonly beta2: number;
 }
 
 /** Where a layer's parameters are in the flat buffer, in floats. */
@@ -74,15 +74,10 @@ export class TrainingParameters implements Disposable {
   readonly #slots: LayerSlots[] = [];
   readonly #activations: ActivationState[];
   readonly #activationStart: number;
-  readonly #size: number;
+  readonly #roundingStart: number;
   readonly #rowCount: number;
-  readonly #weightSize: number;
+  readonly #flat: FlatParameters;
   readonly #tensors: Record<
-    | "parameters"
-    | "gradients"
-    | "moment1"
-    | "moment2"
-    | "learningRates"
     | "weights"
     | "weightGradients"
     | "rows"
@@ -117,23 +112,22 @@ export class TrainingParameters implements Disposable {
     this.#student = student;
     this.#options = options;
     this.#state = state;
-    let size = 0, weightSize = 0;
-    const take = (floats: number) => {
-      const start = size;
-      size += roundUp(floats);
-      return start;
-    };
+    const { rates } = options;
+    const soft = options.weightQuantizer === "softRounding";
+    const layout = new FlatLayout();
+    let weightSize = 0;
     for (const name of layers) {
       const layer = student.layers.get(name);
       if (layer === undefined) throw new TypeError(`The student has no layer "${name}"`);
       const channels = layer.logScale.length;
       const floats = paddedSize(layer.latent.shape);
+      const { batchNorm, bias } = layer;
       this.#slots.push({
         layer,
-        latent: take(floats),
-        logScale: take(padded(channels)),
-        gamma: take(padded(channels)),
-        beta: take(padded(channels)),
+        latent: layout.take(floats, soft ? 0 : rates.weights * rootMeanSquare(layer.latent.data)),
+        logScale: layout.take(channels, options.weightQuantizer === "lsq" ? rates.weightScales : 0),
+        gamma: layout.take(channels, batchNorm ? rates.biases : 0),
+        beta: layout.take(channels, batchNorm || bias ? rates.biases : 0),
         weight: weightSize,
       });
       weightSize += roundUp(floats);
@@ -143,11 +137,10 @@ export class TrainingParameters implements Disposable {
       if (activation === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
       return activation;
     });
-    this.#activationStart = take(this.#activations.length);
+    this.#activationStart = layout.take(this.#activations.length, rates.activationScales);
     // Soft rounding keeps one variable for each weight, in the layout of the quantized weights.
-    if (options.weightQuantizer === "softRounding") take(weightSize);
-    this.#size = size;
-    this.#weightSize = weightSize;
+    this.#roundingStart = layout.take(soft ? weightSize : 0, rates.weights);
+    this.#flat = new FlatParameters(device, layout, this.#startValues(layout.size));
     const rows = this.#slots.flatMap(weightRows);
     this.#rowCount = rows.length;
     const termStarts: number[] = [];
@@ -165,11 +158,6 @@ export class TrainingParameters implements Disposable {
     const flat = (floats: number, label: string) =>
       device.tensor([Math.max(floats, CHUNK_SIZE)], { label });
     this.#tensors = {
-      parameters: flat(size, "parameters"),
-      gradients: flat(size, "gradients"),
-      moment1: flat(size, "moment1"),
-      moment2: flat(size, "moment2"),
-      learningRates: device.fromArray([Math.max(size, 1) / CHUNK_SIZE], this.#rates()),
       weights: flat(weightSize, "quantized weights"),
       weightGradients: flat(weightSize, "gradients of quantized weights"),
       rows: device.uint32(encodeWeightRows(rows), { label: "weight rows" }),
@@ -214,7 +202,8 @@ export class TrainingParameters implements Disposable {
 
   /** Records what precedes the forward pass: quantized weights and activation scales from the parameters. */
   recordForward(plan: Plan): void {
-    const { parameters, rows, weights, quantizers, qparams } = this.#tensors;
+    const { rows, weights, quantizers, qparams } = this.#tensors;
+    const parameters = this.#flat.values;
     const { target } = this.#device;
     const kernel = this.#options.weightQuantizer === "softRounding"
       ? softRoundWeights(this.#softRounding(), target)
@@ -229,7 +218,8 @@ export class TrainingParameters implements Disposable {
   recordStep(plan: Plan): void {
     const { target } = this.#device;
     const t = this.#tensors;
-    const { parameters, gradients, rows } = t;
+    const { rows } = t;
+    const { values: parameters, gradients } = this.#flat;
     if (this.#options.weightQuantizer === "softRounding") {
       const spec = {
         ...this.#softRounding(),
@@ -254,21 +244,13 @@ export class TrainingParameters implements Disposable {
         gradients,
       });
     }
-    const { beta1, beta2 } = this.#options;
-    plan.run(adam({ size: this.#size, beta1, beta2, epsilon: 1e-8 }, target), {
-      parameters,
-      gradients,
-      moment1: t.moment1,
-      moment2: t.moment2,
-      learning_rates: t.learningRates,
-      state: this.#state,
-    });
+    this.#flat.recordStep(plan, this.#state, this.#options);
   }
 
   /** Reads the trained parameters back into the student. */
   async store(): Promise<void> {
-    const flat = await this.#device.readRaw(this.#tensors.parameters);
     const soft = this.#options.weightQuantizer === "softRounding";
+    const flat = soft ? await this.#readHardened() : await this.#flat.read();
     const running = new Map<LayerState, { mean: Float32Array; variance: Float32Array }>();
     for (const { layer, mean, variance } of this.#running) {
       running.set(layer, {
@@ -281,15 +263,7 @@ export class TrainingParameters implements Disposable {
       const channels = layer.logScale.length;
       const values = (start: number) => flat.slice(start, start + channels);
       const floats = paddedSize(layer.latent.shape);
-      let latent = unpad(layer.latent.shape, flat.slice(slots.latent, slots.latent + floats));
-      if (soft) {
-        const start = this.#roundingStart() + slots.weight;
-        latent = hardenRounding(
-          layer,
-          latent,
-          unpad(layer.latent.shape, flat.slice(start, start + floats)),
-        );
-      }
+      const latent = unpad(layer.latent.shape, flat.slice(slots.latent, slots.latent + floats));
       const statistics = running.get(layer);
       this.#student.setLayer({
         ...layer,
@@ -316,6 +290,7 @@ export class TrainingParameters implements Disposable {
 
   /** Gives the GPU memory back. */
   [Symbol.dispose](): void {
+    this.#flat[Symbol.dispose]();
     for (const tensor of Object.values(this.#tensors)) this.#device.release(tensor);
     for (const { mean, variance } of this.#running) {
       this.#device.release(mean);
@@ -324,16 +299,27 @@ export class TrainingParameters implements Disposable {
   }
 
   #softRounding(): { rows: number; roundingStart: number } {
-    return { rows: this.#rowCount, roundingStart: this.#roundingStart() / 4 };
+    return { rows: this.#rowCount, roundingStart: this.#roundingStart / 4 };
   }
 
-  #roundingStart(): number {
-    return this.#size - this.#weightSize;
+  /**
+   * The parameters with latent weights on the grid. The kernels that trained them decide what is up and down, since the
+   * host's exp may put a weight near a grid point on its other side. A copy, so that training may go on.
+   */
+  async #readHardened(): Promise<Float32Array<ArrayBuffer>> {
+    const { values } = this.#flat;
+    const parameters = this.#device.tensor(values.shape, { label: "hardened", zeroed: false });
+    this.#device.copy(values, parameters);
+    const kernel = hardenSoftRounding(this.#softRounding(), this.#device.target);
+    this.#device.run(kernel, { parameters, rows: this.#tensors.rows });
+    const hardened = await this.#device.readRaw(parameters);
+    this.#device.release(parameters);
+    return hardened;
   }
 
-  /** Uploads the student's values. */
-  #load(): void {
-    const flat = new Float32Array(this.#size);
+  /** The student's values, in the places of the slots. */
+  #startValues(size: number): Float32Array<ArrayBuffer> {
+    const flat = new Float32Array(size);
     for (const { layer, latent, logScale, gamma, beta } of this.#slots) {
       flat.set(pad(layer.latent.shape, layer.latent.data), latent);
       flat.set(layer.logScale, logScale);
@@ -344,34 +330,37 @@ export class TrainingParameters implements Disposable {
         flat.set(layer.bias, beta);
       }
     }
+    this.#activations.forEach(({ scale }, i) => {
+      flat[this.#activationStart + i] = Math.log(scale);
+    });
+    return flat;
+  }
+
+  /** Uploads what the parameters do not hold. */
+  #load(): void {
     const qparams = new Float32Array(this.#activations.length * CHUNK_SIZE);
     this.#activations.forEach(({ scale, zeroPoint }, i) => {
-      flat[this.#activationStart + i] = Math.log(scale);
       qparams.set([scale, zeroPoint], i * CHUNK_SIZE);
     });
-    this.#device.uploadRaw(this.#tensors.parameters, flat);
     this.#device.uploadRaw(this.#tensors.qparams, qparams);
     if (this.#options.weightQuantizer === "softRounding") {
-      const { parameters, rows } = this.#tensors;
       this.#device.run(initializeSoftRounding(this.#softRounding(), this.#device.target), {
-        parameters,
-        rows,
+        parameters: this.#flat.values,
+        rows: this.#tensors.rows,
       });
     }
   }
 
   #addLayer({ layer, gamma, beta, weight }: LayerSlots): void {
-    const { parameters, gradients, weights, weightGradients } = this.#tensors;
+    const { weights, weightGradients } = this.#tensors;
     const { shape } = layer.latent;
     const channels = layer.logScale.length;
     this.#byWeight.set(layer.weight, {
       value: view(weights, weight, shape, layer.weight),
       gradient: view(weightGradients, weight, shape, `gradient of ${layer.weight}`),
     });
-    const trainable = (start: number, label: string): Trainable => ({
-      value: view(parameters, start, [channels], label),
-      gradient: view(gradients, start, [channels], `gradient of ${label}`),
-    });
+    const trainable = (start: number, label: string): Trainable =>
+      this.#flat.trainable(start, [channels], label);
     const { batchNorm } = layer;
     if (batchNorm) {
       const mean = this.#device.fromArray([channels], batchNorm.mean, { label: "running mean" });
@@ -391,26 +380,6 @@ export class TrainingParameters implements Disposable {
     } else if (layer.bias && layer.biasName !== undefined) {
       this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
     }
-  }
-
-  /** One learning rate for every 64 floats. */
-  #rates(): Float32Array<ArrayBuffer> {
-    const { rates, weightQuantizer } = this.#options;
-    const soft = weightQuantizer === "softRounding";
-    const result = new Float32Array(Math.max(this.#size, 1) / CHUNK_SIZE);
-    const fill = (start: number, floats: number, rate: number) =>
-      result.fill(rate, start / CHUNK_SIZE, (start + roundUp(floats)) / CHUNK_SIZE);
-    for (const { layer, latent, logScale, gamma, beta } of this.#slots) {
-      const channels = layer.logScale.length;
-      const latentRate = soft ? 0 : rates.weights * rootMeanSquare(layer.latent.data);
-      fill(latent, paddedSize(layer.latent.shape), latentRate);
-      fill(logScale, channels, weightQuantizer === "lsq" ? rates.weightScales : 0);
-      if (layer.batchNorm) fill(gamma, channels, rates.biases);
-      if (layer.batchNorm || layer.bias) fill(beta, channels, rates.biases);
-    }
-    fill(this.#activationStart, this.#activations.length, rates.activationScales);
-    if (soft) fill(this.#roundingStart(), this.#weightSize, rates.weights);
-    return result;
   }
 }
 
@@ -441,20 +410,6 @@ function weightRows({ layer, latent, logScale, weight }: LayerSlots): WeightRow[
     quantMax: Array.from(quantMax.subarray(4 * quad, 4 * quad + 4)),
     stride,
   }));
-}
-
-/** Latent weights on the grid: floor(latent / scale) + (V >= 0). */
-function hardenRounding(
-  layer: LayerState,
-  latent: Float32Array<ArrayBuffer>,
-  variables: Float32Array<ArrayBuffer>,
-): Float32Array<ArrayBuffer> {
-  const channels = layer.logScale.length;
-  const inner = layer.axis === 0 ? latent.length / channels : 1;
-  return latent.map((value, i) => {
-    const scale = Math.exp(layer.logScale[Math.floor(i / inner) % channels]!);
-    return value === 0 ? 0 : (Math.floor(value / scale) + (variables[i]! >= 0 ? 1 : 0)) * scale;
-  });
 }
 
 function roundUp(floats: number): number {

@@ -46,7 +46,7 @@ export function fakeEngine(
     distill: (...parameters) => {
       seen.push(parameters);
       const [graph, data, recipe, hooks] = parameters;
-      hooks?.onProgress?.({ stage: "distil", unit: "conv\x1b[31m", done: 1, total: 2, loss: 0.5 });
+      hooks.onProgress?.({ stage: "distil", unit: "conv\x1b[31m", done: 1, total: 2, loss: 0.5 });
       if (failure !== undefined) return Promise.reject(failure);
       const empty = new Map<string, never>();
       const student = { graph, weights: empty, biases: empty, activations: empty };

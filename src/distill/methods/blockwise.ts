@@ -3,8 +3,16 @@
 import { cutIntoBlocks } from "../../graph/blocks.ts";
 import { distillUnits } from "../block_loop.ts";
 import type { Method } from "../session.ts";
+import { networkStage } from "./network_stage.ts";
 
-/** Distils each block against the teacher's block. */
+/** Distils each block against the teacher's block, then the network against the teacher. */
 export const blockwise: Method = async (session) => {
-  await distillUnits(session, "blockwise", cutIntoBlocks(session.network.teacher.graph));
+  const { recipe, network } = session;
+  const blocks = cutIntoBlocks(network.teacher.graph);
+  await distillUnits(session, "blockwise", blocks);
+  const stage = recipe.activationBits === 2
+    ? { steps: 400, factor: 1.5, blockWeight: 8 }
+    : { steps: 150, factor: 1, blockWeight: 1 };
+  const steps = recipe.networkSteps ?? stage.steps;
+  if (steps > 0) await networkStage(session, blocks, { ...stage, steps });
 };

@@ -1,0 +1,72 @@
+// The whole-network stage: the student, already good block by block, is pulled towards the teacher's class
+// probabilities and block outputs together. It repairs what blocks cannot see of each other, which matters where
+// activations have very few levels.
+import type { LearningRates } from "../../quant/training_parameters.ts";
+import type { Block } from "../../graph/blocks.ts";
+import { heldOutDivergence, trainNetwork } from "../network_training.ts";
+import type { Session } from "../session.ts";
+
+/** Temperature of the class probabilities. */
+const TEMPERATURE = 4;
+/** The stage is undone when the held-out divergence grew by more than this: a guard against divergence only. */
+const GUARD = 1.25;
+
+/** How the whole network is trained. */
+export interface NetworkStageOptions {
+  readonly steps: number;
+  /** Factor of the learning rates. */
+  readonly factor: number;
+  /** Weight of the block outputs' error beside the divergence of the class probabilities. */
+  readonly blockWeight: number;
+}
+
+/**
+ * Learning rates of whole-network training, relative to those measured as a base.
+ *
+ * @param session the session; the recipe's own learning rate scales all of them
+ * @param factor of the base
+ * @returns weights, weight scales, activation scales, biases
+ */
+export function networkRates({ recipe }: Session, factor: number): LearningRates {
+  const base = 5e-3;
+  const scale = recipe.learningRate === null ? factor : recipe.learningRate / base;
+  return {
+    weights: base * scale,
+    weightScales: 1e-3 * scale,
+    activationScales: 2e-3 * scale,
+    biases: 1e-3 * scale,
+  };
+}
+
+/**
+ * Trains the whole student against the teacher, and undoes it if held-out samples say that it diverged.
+ *
+ * @param session the session
+ * @param blocks the blocks whose outputs are matched
+ * @param options steps and weights
+ */
+export async function networkStage(
+  session: Session,
+  blocks: readonly Block[],
+  { steps, factor, blockWeight }: NetworkStageOptions,
+): Promise<void> {
+  const { student, network } = session;
+  const before = await heldOutDivergence(session, TEMPERATURE);
+  const layers = [...student.layers.values()];
+  const activations = [...student.activations.values()];
+  await trainNetwork(session, {
+    stage: "network",
+    losses: {
+      tensors: blocks.map((block) => block.outputs[0]!).filter((name) => name !== network.output),
+      tensorWeight: blockWeight,
+      temperature: TEMPERATURE,
+    },
+    steps,
+    rates: networkRates(session, factor),
+    batchNormLive: 0.7,
+  });
+  const after = await heldOutDivergence(session, TEMPERATURE);
+  if (after <= GUARD * before) return;
+  for (const layer of layers) student.setLayer(layer);
+  for (const state of activations) student.setActivation(state);
+}

@@ -1,0 +1,260 @@
+// Training of the whole student at once, both networks in one step: the teacher runs forward on the mini-batch, the
+// student is pulled towards its tensors, its class probabilities, or labels. Used by `joint`, by `qat` and behind
+// `blockwise`.
+import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
+import { errorSums, meanSquaredError } from "../../kernels/mse.ts";
+import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
+import { batchTable } from "../data/sampler.ts";
+import { Plan } from "../gpu/plan.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import { rowsAndChannels } from "../ops/context.ts";
+import type { LearningRates } from "../quant/training_parameters.ts";
+import { recordAugmentation, transformTable } from "./augmentation.ts";
+import {
+  fittingBatch,
+  NetworkValues,
+  partBetween,
+  recordForward,
+  studentValues,
+} from "./inference.ts";
+import { fakeQuantizeInput } from "./input_quantizer.ts";
+import { readErrorSums } from "./measure.ts";
+import type { Session } from "./session.ts";
+import { type LossContext, train } from "./training.ts";
+
+/** What the student is pulled towards. */
+export interface NetworkLosses {
+  /** Tensors whose squared error to the teacher's, over the teacher's variance, is averaged. */
+  readonly tensors: readonly string[];
+  /** Weight of that average. */
+  readonly tensorWeight: number;
+  /** T^2 KL(teacher || student) of the class probabilities at this temperature. */
+  readonly temperature?: number;
+  /** Cross-entropy with the labels of the samples. */
+  readonly labels?: Uint32Array<ArrayBuffer>;
+}
+
+/** A whole-network training run. */
+export interface NetworkTraining {
+  readonly stage: string;
+  readonly losses: NetworkLosses;
+  readonly steps: number;
+  readonly rates: LearningRates;
+  /** Part of the steps in which batch norm uses the statistics of the batch. */
+  readonly batchNormLive: number;
+}
+
+/**
+ * Trains every layer of the student together.
+ *
+ * @param session the session; its student is improved in place
+ * @param training losses, steps and learning rates
+ */
+export async function trainNetwork(session: Session, training: NetworkTraining): Promise<void> {
+  const { device, network, samples, student, recipe } = session;
+  const { losses, steps, stage } = training;
+  // Both networks' activations are alive at once, and the student's gradients too.
+  const batch = Math.min(
+    samples.clean,
+    fittingBatch(device, network.trained, session.batch, 2 ** 29),
+  );
+  const { tensors, labels } = losses;
+  const weights = await targetWeights(session, tensors, losses.tensorWeight);
+  const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
+  const indices = device.uint32(table, { label: "mini-batches" });
+  const transforms = device.uint32(transformTable(recipe.augment, table.length, recipe.seed), {
+    label: "transforms",
+  });
+  const black = device.fromArray([samples.black.length], samples.black, { label: "black" });
+  const words = device.uint32(
+    labels ? table.map((index) => labels[index]!) : new Uint32Array(4),
+    { label: "labels" },
+  );
+  const state = student.activations.get(network.input);
+  using inputQuantizer = new NetworkValues(
+    device,
+    new Map(),
+    new Map(state ? [[network.input, state]] : []),
+  );
+  const teacherPart = partBetween(network.teacher, [network.input], [network.output]);
+  const keep = new Set(tensors);
+  let targets = new Map<string, Tensor>();
+  let labelBatch: Tensor | undefined;
+  const terms = tensors.length + (losses.temperature === undefined ? 0 : 1) + (labels ? 1 : 0);
+  await train({
+    device,
+    student,
+    part: partBetween(network.trained, [network.input], [network.output]),
+    layers: [...student.layers.keys()],
+    constants: session.teacher,
+    steps,
+    batch,
+    rates: training.rates,
+    weightQuantizer: recipe.weightQuantizer,
+    batchNormLiveSteps: recipe.batchNorm === "live"
+      ? Math.floor(training.batchNormLive * steps)
+      : 0,
+    keep,
+    terms,
+    onStep: (done, loss) => session.report({ stage, done, total: steps, loss }),
+    signal: session.signal,
+    inputs: (plan, trainingState) => {
+      const gathered = samples.train.recordGather(
+        plan,
+        indices,
+        trainingState,
+        batch,
+        network.input,
+      );
+      const tables = { transforms, black, state: trainingState };
+      const x = (recipe.augment.shift === 0 && !recipe.augment.flip) || gathered.shape.length !== 4
+        ? gathered
+        : recordAugmentation(plan, gathered, tables, steps);
+      if (tensors.length > 0 || losses.temperature !== undefined) {
+        const inputs = new Map([[network.input, x]]);
+        targets = recordForward(plan, teacherPart, session.teacher, inputs, keep);
+      }
+      if (labels) {
+        labelBatch = plan.tensor([batch], "labels of the batch");
+        plan.run(gatherWords({ batch, steps }), { words, state: trainingState, y: labelBatch });
+      }
+      const quantizer = inputQuantizer.quantizer(network.input);
+      return new Map([[network.input, fakeQuantizeInput(plan, x, quantizer)]]);
+    },
+    recordLosses: (context) => {
+      tensors.forEach((name, term) => {
+        const y = context.values.get(name)!;
+        const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps, terms, term };
+        context.tape.give(y, (dy) =>
+          context.plan.run(meanSquaredError(spec, device.target), {
+            y,
+            teacher: targets.get(name)!,
+            weight: weights.get(name)!,
+            state: context.state,
+            dy,
+            losses: context.losses,
+          }));
+      });
+      const logits = context.values.get(network.output)!;
+      const { rows, channels: classes } = rowsAndChannels(logits.shape);
+      let term = tensors.length;
+      if (losses.temperature !== undefined) {
+        const kernel = distillationLoss({ rows, classes, temperature: losses.temperature });
+        const teacher = targets.get(network.output)!;
+        recordRowLoss(
+          context,
+          logits,
+          rows,
+          { terms, term: term++ },
+          (loss, dlogits) => context.plan.run(kernel, { teacher, logits, loss, dlogits }),
+        );
+      }
+      if (labelBatch !== undefined) {
+        const kernel = crossEntropy({ rows, classes });
+        const bound = { logits, labels: labelBatch };
+        recordRowLoss(
+          context,
+          logits,
+          rows,
+          { terms, term },
+          (loss, dlogits) => context.plan.run(kernel, { ...bound, loss, dlogits }),
+        );
+      }
+    },
+  });
+  for (const tensor of [indices, transforms, black, words, ...weights.values()]) {
+    device.release(tensor);
+  }
+}
+
+/**
+ * T^2 KL of the student's class probabilities from the teacher's on held-out samples.
+ *
+ * @param session the session
+ * @param temperature T
+ * @returns mean over the held-out samples, or 0 when there are none
+ */
+export async function heldOutDivergence(session: Session, temperature: number): Promise<number> {
+  const { device, network, student, samples } = session;
+  const { heldOut } = samples;
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  using values = studentValues(device, network, student, part);
+  const batch = Math.min(heldOut.rows, session.batch);
+  let sum = 0, rows = 0;
+  for (let first = 0; first + batch <= heldOut.rows && batch > 0; first += batch) {
+    using plan = new Plan(device);
+    const x = plan.tensor([batch, ...heldOut.rowShape], network.input);
+    heldOut.copyOut(first, batch, x);
+    const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
+    const teacher = recordForward(plan, part, session.teacher, new Map([[network.input, x]]))
+      .get(network.output)!;
+    const logits = recordForward(plan, part, values, new Map([[network.input, input]]))
+      .get(network.output)!;
+    const { rows: count, channels: classes } = rowsAndChannels(logits.shape);
+    const loss = plan.tensor([count, 1], "divergence");
+    const dlogits = plan.tensor(logits.shape, "unused gradient");
+    plan.run(distillationLoss({ rows: count, classes, temperature }), {
+      teacher,
+      logits,
+      loss,
+      dlogits,
+    });
+    plan.replay();
+    for (const value of await device.read(loss)) sum += value;
+    rows += count;
+  }
+  return rows === 0 ? 0 : sum / rows;
+}
+
+/**
+ * Records a loss with one value a row, and keeps the rows' mean in the loss history.
+ *
+ * @param context the step
+ * @param logits what the loss is of
+ * @param rows of the logits
+ * @param place in the history
+ * @param record records the kernel that gives the rows' losses and the gradient of their mean
+ */
+export function recordRowLoss(
+  { plan, tape, state, losses, steps }: LossContext,
+  logits: Tensor,
+  rows: number,
+  place: { readonly terms: number; readonly term: number },
+  record: (loss: Tensor, dlogits: Tensor) => void,
+): void {
+  const loss = plan.tensor([rows, 1], "loss of the rows");
+  tape.give(logits, (dlogits) => record(loss, dlogits));
+  plan.run(rememberRowLoss({ rows, historySize: steps, ...place }), { loss, state, losses });
+  plan.release(loss);
+}
+
+/** weight / (number of tensors * variance of the teacher's tensor), by tensor. */
+async function targetWeights(
+  { device, network, samples, teacher, batch }: Session,
+  tensors: readonly string[],
+  weight: number,
+): Promise<Map<string, Tensor>> {
+  const result = new Map<string, Tensor>();
+  if (tensors.length === 0) return result;
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  const count = Math.min(batch, samples.clean);
+  using plan = new Plan(device);
+  const x = plan.tensor([count, ...samples.train.rowShape], network.input);
+  samples.train.copyOut(0, count, x);
+  const inputs = new Map([[network.input, x]]);
+  const values = recordForward(plan, part, teacher, inputs, new Set(tensors));
+  const sums = tensors.map((name) => {
+    const y = values.get(name)!;
+    const tensor = device.tensor([16], { label: `sums of ${name}` });
+    plan.run(errorSums(rowsAndChannels(y.shape), device.target), { y, teacher: y, sums: tensor });
+    return tensor;
+  });
+  plan.replay();
+  for (const [i, name] of tensors.entries()) {
+    const { targetVariance } = await readErrorSums(device, sums[i]!);
+    const value = weight / (tensors.length * (targetVariance + 1e-8));
+    result.set(name, device.fromArray([1], [value], { label: `weight of ${name}` }));
+    device.release(sums[i]!);
+  }
+  return result;
+}

@@ -1,0 +1,108 @@
+import assert from "node:assert/strict";
+import { meanSquaredError } from "../../kernels/mse.ts";
+import { createStudent } from "../../src/distill/create_student.ts";
+import { partBetween, teacherValues } from "../../src/distill/inference.ts";
+import { prepareNetwork } from "../../src/distill/network.ts";
+import { DivergedError, train, type TrainingRun } from "../../src/distill/training.ts";
+import type { Device } from "../../src/gpu/device.ts";
+import type { Tensor } from "../../src/gpu/tensor.ts";
+import { rowsAndChannels } from "../../src/ops/context.ts";
+import type { Student } from "../../src/quant/student.ts";
+import { randomArray, testDevice } from "../_gpu.ts";
+import { batchNormInputs, convBatchNorm, makeGraph, node } from "../graph/_graphs.ts";
+
+const MODEL = makeGraph(["N", 4, 3, 3], [
+  node("Conv", "x bn.weight", "c"),
+  node("BatchNormalization", batchNormInputs("c", "bn"), "n"),
+  node("Relu", "n", "y"),
+], convBatchNorm("bn", [5, 4, 1, 1]));
+const BITS = { weightBits: 3, activationBits: 8, firstLastBits: 3 };
+
+Deno.test("train() lowers the loss, the same way twice", async () => {
+  const first = await run(), second = await run();
+  const mean = (values: Float32Array) => values.reduce((a, b) => a + b, 0) / values.length;
+  const before = mean(first.losses.slice(0, 5)), after = mean(first.losses.slice(-5));
+  assert.equal(first.losses.length, 60);
+  assert(after < 0.7 * before, `${before} to ${after}`);
+  assert.deepEqual(second.losses, first.losses);
+  assert.deepEqual([...second.student.layers], [...first.student.layers]);
+  assert.deepEqual(first.seen, [10, 20, 30, 40, 50, 60]);
+});
+
+Deno.test("train() leaves the student alone in 0 steps", async () => {
+  const { student, start, losses } = await run({ steps: 0 });
+  assert.deepEqual([...student.layers], start);
+  assert.equal(losses.length, 0);
+});
+
+Deno.test("train() stops when the loss is not finite, and when asked to", async () => {
+  await assert.rejects(
+    () => run({}, NaN),
+    (error) =>
+      error instanceof DivergedError && /loss of "y" is NaN at step 10/.test(error.message),
+  );
+  await assert.rejects(() => run({ signal: AbortSignal.abort() }), { name: "AbortError" });
+});
+
+/** Trains a copy of the network's only layer towards what it gave before it was quantized. */
+async function run(changes: Partial<TrainingRun> = {}, target = 0.25): Promise<{
+  losses: Float32Array;
+  student: Student;
+  start: unknown;
+  seen: number[];
+}> {
+  const device: Device = await testDevice();
+  const network = prepareNetwork(MODEL, BITS, true);
+  const quantizer = { scale: 0.05, zeroPoint: 0, quantMin: 0, quantMax: 255, bits: 8 };
+  const student = createStudent(
+    network,
+    ["x", "y"].map((tensor) => ({ tensor, learned: true, ...quantizer })),
+    { weightGrid: "auto", weightObserver: "mse" },
+  );
+  const start = [...student.layers];
+  const batch = 8, seen: number[] = [];
+  const x = device.fromArray([batch, 3, 3, 4], randomArray(1, batch * 36));
+  const aim = randomArray(2, batch * 45).map((v) => Math.abs(v) * target);
+  const teacher = device.fromArray([batch, 3, 3, 5], aim);
+  const weight = device.fromArray([1], [1]);
+  const steps = changes.steps ?? 60;
+  using constants = teacherValues(device, network);
+  try {
+    const losses = await train({
+      device,
+      student,
+      part: partBetween(network.trained, ["x"], ["y"]),
+      layers: ["Conv_c"],
+      constants,
+      steps,
+      batch,
+      rates: { weights: 0.05, weightScales: 0.005, activationScales: 0.005, biases: 0.02 },
+      weightQuantizer: "lsq",
+      batchNormLiveSteps: 30,
+      keep: new Set(["y"]),
+      terms: 1,
+      onStep: (done) => seen.push(done),
+      inputs: () => new Map<string, Tensor>([["x", x]]),
+      recordLosses: ({ plan, tape, values, state, losses }) => {
+        const y = values.get("y")!;
+        const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps };
+        tape.give(
+          y,
+          (dy) =>
+            plan.run(meanSquaredError(spec, device.target), {
+              y,
+              teacher,
+              weight,
+              state,
+              dy,
+              losses,
+            }),
+        );
+      },
+      ...changes,
+    });
+    return { losses, student, start, seen };
+  } finally {
+    for (const tensor of [x, teacher, weight]) device.release(tensor);
+  }
+}
