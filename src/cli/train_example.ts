@@ -10,15 +10,16 @@ import { mnistNetwork } from "../run/mnist_network.ts";
 import { duration } from "./progress.ts";
 
 const SEED = 1;
+const EPOCHS = 10;
 const CLASSES = 10;
 const INPUT_SIZE = { channels: 1, height: 28, width: 28 };
 /** Steps between two lines. */
 const STEPS_PER_LINE = 100;
 
-if (import.meta.main) await trainExample(Number(Deno.args[0] ?? 10));
+if (import.meta.main) await trainExample();
 
 /** Trains, measures on the test images and writes the file. */
-async function trainExample(epochs: number): Promise<void> {
+async function trainExample(): Promise<void> {
   const files = mnistExample();
   const { mean, std, scale } = parseRecipe(await readJson(files.recipe));
   const read = async (images: string, labels: string) => {
@@ -32,7 +33,7 @@ async function trainExample(epochs: number): Promise<void> {
   const test = await read(files.evaluate, files.labels);
   using device = await Device.open();
   console.error(`training on ${device.adapterName}`);
-  const recipe = { mean, std, scale, epochs, batchSize: 128, learningRate: 4e-3, shift: 2 };
+  const recipe = { mean, std, scale, epochs: EPOCHS, batchSize: 128, learningRate: 4e-3, shift: 2 };
   const start = performance.now();
   const network = await trainFloat(device, mnistNetwork(SEED), train, { ...recipe, seed: SEED }, {
     onStep: (done, total, loss) => {
@@ -46,6 +47,6 @@ async function trainExample(epochs: number): Promise<void> {
   const bytes = exportOnnx(network, { producerVersion: VERSION });
   await Deno.writeFile(files.model, bytes);
   const percent = (accuracy * 100).toFixed(2);
-  console.log(`top-1 ${percent} % of ${test.images.count} test images after ${epochs} epochs`);
+  console.log(`top-1 ${percent} % of ${test.images.count} test images after ${EPOCHS} epochs`);
   console.log(`wrote ${files.model}, ${(bytes.length / 1024).toFixed(1)} KiB`);
 }

@@ -16,8 +16,6 @@ import { compareRows } from "./measure.ts";
 import { quantizeInputs, type Session } from "./session.ts";
 import { train } from "./training.ts";
 
-/** Steps of a unit unless the recipe says otherwise. */
-export const UNIT_STEPS = 100;
 /** Part of a unit's steps in which batch norm uses the statistics of the batch. */
 const BATCH_NORM_LIVE = 0.7;
 
@@ -37,14 +35,15 @@ interface Frontiers {
  * @param session the session; its student is improved in place
  * @param stage name for progress
  * @param units units of the folded channels-last graph, in execution order
+ * @param steps training steps of each unit
  */
 export async function distillUnits(
   session: Session,
   stage: string,
   units: readonly Block[],
+  steps: number,
 ): Promise<void> {
   const { network, samples, recipe } = session;
-  const steps = recipe.steps ?? UNIT_STEPS;
   const total = units.length * steps;
   const frontiers: Frontiers = {
     teacher: new Map([[network.input, samples.train]]),

@@ -128,7 +128,7 @@ async function run(
   samples.heldOut[Symbol.dispose]();
   const distilled = performance.now();
 
-  const classes = await evaluate(session, data, onProgress, teacherClasses);
+  const classes = await evaluate(session, data, teacherClasses);
   const end = performance.now();
   const layers = Array.from(network.weightBits, ([name, weightBits]): LayerReport => ({
     name,
@@ -216,9 +216,8 @@ function uploadSamples(
 
 /** Classes of teacher and student on the evaluation inputs. */
 async function evaluate(
-  { device, network, student, teacher, recipe }: Session,
+  { device, network, student, teacher, recipe, report, signal }: Session,
   { evaluation, evaluationLabels }: RecognisedData,
-  onProgress: (progress: Progress) => void,
   known: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>,
 ): Promise<Pick<Report["network"], "evaluated" | "top1Teacher" | "top1Student" | "agreement">> {
   if (evaluation === undefined) {
@@ -227,8 +226,10 @@ async function evaluate(
   const { count } = evaluation;
   const earlier = known.get(evaluation);
   const start = earlier ? 0 : count;
-  const progress = (offset: number) => (done: number) =>
-    onProgress({ stage: "evaluate", done: offset + done, total: start + count });
+  const progress = (offset: number) => (done: number) => {
+    signal?.throwIfAborted();
+    report({ stage: "evaluate", done: offset + done, total: start + count });
+  };
   const part = partBetween(network.teacher, [network.input], [network.output]);
   using values = studentValues(device, network, student, part);
   const classes = async (of: typeof values, offset: number) =>

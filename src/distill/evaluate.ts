@@ -65,6 +65,7 @@ export async function predict(
       plan.replay();
       logits.set(await device.read(results.get(network.output)!), row * classes);
       onBatch(row + size);
+      await device.breathe();
     }
   }
   return logits;

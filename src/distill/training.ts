@@ -148,8 +148,11 @@ export async function trainParameters(
   if (steps === 0) return new Float32Array();
   const shapes = shapesForBatch(part.source, batch);
   const graph = graphOf(part);
-  const state = device.tensor([STATE_SIZE], { label: "training state" });
-  const losses = device.tensor([steps * run.terms], { label: "loss history" });
+  using memory = new DisposableStack();
+  const scratch = (size: number, label: string) =>
+    memory.adopt(device.tensor([size], { label }), (tensor) => device.release(tensor));
+  const state = scratch(STATE_SIZE, "training state");
+  const losses = scratch(steps * run.terms, "loss history");
   using parameters = makeParameters(state);
   using plan = new Plan(device);
   plan.run(
@@ -184,6 +187,7 @@ export async function trainParameters(
 
   let history = new Float32Array();
   for (let done = 0; done < steps;) {
+    await device.breathe();
     run.signal?.throwIfAborted();
     const next = Math.min(STEPS_PER_LOOK, steps - done);
     plan.replay(next);
@@ -196,8 +200,6 @@ export async function trainParameters(
     run.onStep?.(done, loss);
   }
   await parameters.store();
-  device.release(state);
-  device.release(losses);
   return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
 }
 

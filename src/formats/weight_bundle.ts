@@ -143,15 +143,7 @@ function readQTensor(entry: TensorEntry, load: (name: string) => NdArray, path: 
     );
   }
   const integers = values as NdArray<"int8"> | NdArray<"int32">;
-  const limit = 2 ** (bits - 1);
-  const outside = integers.data.findIndex((code) => code < -limit || code >= limit);
-  if (outside >= 0) {
-    throw new FormatError(
-      `${path}/${files.values}`,
-      `element ${outside}`,
-      `code ${integers.data[outside]}, expected ${-limit} to ${limit - 1} (${bits} bits)`,
-    );
-  }
+  checkSpan(integers, axis, bits, `${path}/${files.values}`);
   return {
     values: integers,
     scale: scales,
@@ -159,6 +151,30 @@ function readQTensor(entry: TensorEntry, load: (name: string) => NdArray, path: 
     axis,
     bits,
   };
+}
+
+/** A channel's codes are 2^bits neighbouring integers that hold 0, e.g. -8..7, mirrored -7..8, or -3..12. */
+function checkSpan(
+  { data, shape }: NdArray<"int8"> | NdArray<"int32">,
+  axis: number,
+  bits: number,
+  path: string,
+): void {
+  const channels = axis < 0 ? 1 : shape[axis]!;
+  const inner = axis < 0 ? data.length : shape.slice(axis + 1).reduce((size, n) => size * n, 1);
+  const low = new Float64Array(channels), high = new Float64Array(channels);
+  data.forEach((code, i) => {
+    const channel = Math.floor(i / inner) % channels;
+    low[channel] = Math.min(low[channel]!, code);
+    high[channel] = Math.max(high[channel]!, code);
+    if (high[channel]! - low[channel]! < 2 ** bits) return;
+    throw new FormatError(
+      path,
+      `element ${i}`,
+      `code ${code} in a channel of ${low[channel]} to ${high[channel]}, expected at most ` +
+        `${2 ** bits} neighbouring codes (${bits} bits)`,
+    );
+  });
 }
 
 function expectArray(

@@ -1,15 +1,11 @@
 // The one door to the GPU. WebGPU reports errors silently and late; here every one becomes a thrown GpuError that names
 // the kernel: pipelines are made inside error scopes, everything else inside scopes that each read closes and reopens.
-import {
-  type Access,
-  type Kernel,
-  type KernelSequence,
-  paddedSize,
-  type Target,
-} from "../../kernels/kernel.ts";
+import { type Kernel, type KernelSequence, paddedSize, type Target } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { bindingEntries, checkBindings, pick } from "./bindings.ts";
 import { prepareEnvironment } from "./environment.ts";
+import { ErrorWatch } from "./error_watch.ts";
+import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
 import { ReadBack } from "./read_back.ts";
 import { pad, type Tensor, unpad } from "./tensor.ts";
@@ -36,13 +32,6 @@ export interface Dispatch {
   readonly grid: readonly [number, number, number];
 }
 
-interface CachedPipeline {
-  readonly pipeline: GPUComputePipeline;
-  readonly layout: GPUBindGroupLayout;
-}
-
-const SCOPES: readonly GPUErrorFilter[] = ["validation", "out-of-memory", "internal"];
-
 /** A GPU (or a CPU that poses as one) with its kernels, memory and errors. */
 export class Device implements Disposable {
   /** What kernels must know of the adapter. */
@@ -54,23 +43,16 @@ export class Device implements Disposable {
   readonly #gpu: GPUDevice;
   readonly #pool: BufferPool;
   readonly #readBack: ReadBack;
-  readonly #pipelines = new Map<string, CachedPipeline>();
-  readonly #layouts = new Map<string, { group: GPUBindGroupLayout; pipeline: GPUPipelineLayout }>();
-  #pending: Promise<void>[] = [];
-  #errors: string[] = [];
-  #lost: string | undefined;
+  readonly #errors: ErrorWatch;
+  readonly #pipelines: PipelineCache;
 
   private constructor(gpu: GPUDevice, adapter: GPUAdapter, target: Target, synchronous: boolean) {
     this.#gpu = gpu;
     this.target = target;
     this.adapterName = adapter.info.description || adapter.info.vendor || "unknown adapter";
     this.limits = gpu.limits;
-    gpu.lost.then((info) => this.#lost = info.message || info.reason);
-    gpu.addEventListener("uncapturederror", (event) => {
-      event.preventDefault();
-      this.#errors.push((event as GPUUncapturedErrorEvent).error.message);
-    });
-    this.#openScopes();
+    this.#errors = new ErrorWatch(gpu);
+    this.#pipelines = new PipelineCache(gpu, this.#errors);
     this.#pool = new BufferPool(
       gpu,
       Math.min(gpu.limits.maxStorageBufferBindingSize, gpu.limits.maxBufferSize),
@@ -259,6 +241,14 @@ export class Device implements Disposable {
   }
 
   /**
+   * Lets timers and signals run. Synchronous read-back never leaves the event loop idle, so long work calls this
+   * between submits; otherwise an interrupt would wait for its end, and finished GPU futures would pile up.
+   */
+  async breathe(): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, 0));
+  }
+
+  /**
    * Runs a kernel now.
    *
    * @param kernel one kernel, or several that run in order
@@ -289,13 +279,15 @@ export class Device implements Disposable {
    * @throws RangeError when the grid is too large
    */
   prepare(kernel: Kernel, bindings: Readonly<Record<string, Tensor>>): Dispatch {
-    const { pipeline, layout } = this.#pipeline(kernel);
+    const { pipeline, layout } = this.#pipelines.get(kernel);
     const most = this.limits.maxComputeWorkgroupsPerDimension;
     const entries = bindingEntries(kernel, bindings, most);
-    this.#gpu.pushErrorScope("validation");
-    const bindGroup = this.#gpu.createBindGroup({ layout, entries, label: kernel.label });
-    this.#closeScope("validation", kernel.label);
-    return { label: kernel.label, pipeline, bindGroup, grid: kernel.grid };
+    const { label, grid } = kernel;
+    const bindGroup = this.#errors.within(
+      label,
+      () => this.#gpu.createBindGroup({ layout, entries, label }),
+    );
+    return { label, pipeline, bindGroup, grid };
   }
 
   /**
@@ -346,7 +338,7 @@ export class Device implements Disposable {
     encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
     this.#gpu.queue.submit([encoder.finish()]);
     const bytes = await this.#readBack.read(resolved, 0, count * 8);
-    await this.#check();
+    await this.#errors.check();
     const stamps = new BigUint64Array(bytes);
     querySet.destroy();
     resolved.destroy();
@@ -404,74 +396,10 @@ export class Device implements Disposable {
     try {
       bytes = await this.#readBack.read(tensor.buffer, tensor.offset, tensor.byteLength);
     } catch (error) {
-      await this.#check();
+      await this.#errors.check();
       throw new GpuError(`Cannot read "${tensor.label}": ${(error as Error).message}`);
     }
-    await this.#check();
+    await this.#errors.check();
     return bytes;
-  }
-
-  /** Throws what went wrong since the last check. */
-  async #check(): Promise<void> {
-    for (const filter of SCOPES) this.#closeScope(filter);
-    this.#openScopes();
-    const pending = this.#pending;
-    this.#pending = [];
-    await Promise.all(pending);
-    if (this.#lost !== undefined) throw new GpuError(`The GPU device was lost: ${this.#lost}`);
-    const [first] = this.#errors;
-    this.#errors = [];
-    if (first !== undefined) throw new GpuError(first);
-  }
-
-  #openScopes(): void {
-    for (const filter of SCOPES.toReversed()) this.#gpu.pushErrorScope(filter);
-  }
-
-  #closeScope(filter: string, label?: string): void {
-    this.#pending.push(
-      this.#gpu.popErrorScope().then((error) => {
-        if (error === null) return;
-        const where = label === undefined ? "" : `kernel "${label}": `;
-        this.#errors.push(`${where}${filter} error: ${error.message}`);
-      }, () => {}), // a lost device rejects; #check reports the loss
-    );
-  }
-
-  #pipeline(kernel: Kernel): CachedPipeline {
-    const key = kernel.code;
-    const cached = this.#pipelines.get(key);
-    if (cached !== undefined) return cached;
-    const { label } = kernel;
-    this.#gpu.pushErrorScope("validation");
-    const layout = this.#layout(kernel.bindings.map((binding) => binding.access));
-    const module = this.#gpu.createShaderModule({ code: kernel.code, label });
-    const pipeline = this.#gpu.createComputePipeline({
-      label,
-      layout: layout.pipeline,
-      compute: { module, entryPoint: "main" },
-    });
-    this.#closeScope("validation", label);
-    const made = { pipeline, layout: layout.group };
-    this.#pipelines.set(key, made);
-    return made;
-  }
-
-  /** Explicit layouts, shared by all kernels with the same accesses ("auto" drops unused bindings). */
-  #layout(accesses: readonly Access[]): { group: GPUBindGroupLayout; pipeline: GPUPipelineLayout } {
-    const key = accesses.join();
-    const cached = this.#layouts.get(key);
-    if (cached !== undefined) return cached;
-    const group = this.#gpu.createBindGroupLayout({
-      entries: accesses.map((access, binding) => ({
-        binding,
-        visibility: GPUShaderStage.COMPUTE,
-        buffer: { type: access === "read" ? "read-only-storage" as const : "storage" as const },
-      })),
-    });
-    const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [group] });
-    const made = { group, pipeline };
-    this.#layouts.set(key, made);
-    return made;
   }
 }

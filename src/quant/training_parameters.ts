@@ -18,7 +18,6 @@ import {
   encodeWeightRows,
   quantizeWeights,
   quantizeWeightsBackward,
-  type WeightRow,
 } from "../../kernels/weight_quantization.ts";
 import { ndArray } from "../core/nd_array.ts";
 import type { Device } from "../gpu/device.ts";
@@ -27,6 +26,7 @@ import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
 import { type AdamDecay, FlatLayout, FlatParameters } from "../optim/flat_parameters.ts";
 import { type ActivationState, type LayerState, rootMeanSquare, type Student } from "./student.ts";
+import { type LayerSlots, weightRows } from "./weight_rows.ts";
 
 /** Learning rates of the groups of parameters. 0 keeps a group as it is. */
 export interface LearningRates {
@@ -51,18 +51,6 @@ export interface TrainingOptions extends AdamDecay {
   readonly batchNormMomentum: number;
   /** Weight of the rounding regulariser (softRounding). */
   readonly roundingRegularizer: number;
-}
-
-/** Where a layer's parameters are in the flat buffer, in floats. */
-interface LayerSlots {
-  readonly layer: LayerState;
-  readonly latent: number;
-  readonly logScale: number;
-  /** gamma and beta, or the bias twice. */
-  readonly gamma: number;
-  readonly beta: number;
-  /** Start in the flat buffers of quantized weights and their gradients. */
-  readonly weight: number;
 }
 
 /** Trainable parameters of some layers and activations of a student. */
@@ -381,35 +369,6 @@ export class TrainingParameters implements Disposable {
       this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
     }
   }
-}
-
-/** The rows (output channels) of a layer for the weight-quantization kernels. */
-function weightRows({ layer, latent, logScale, weight }: LayerSlots): WeightRow[] {
-  const { quantMin, quantMax } = layer;
-  const channels = layer.logScale.length;
-  if (layer.axis === 0) {
-    const length = paddedSize(layer.latent.shape) / channels / 4;
-    return Array.from({ length: channels }, (_, c) => ({
-      start: latent / 4 + c * length,
-      length,
-      logScale: logScale + c,
-      output: weight / 4 + c * length,
-      quantMin: quantMin[c]!,
-      quantMax: quantMax[c]!,
-    }));
-  }
-  // Depthwise [KH, KW, C]: four channels share each vec4.
-  const stride = padded(channels) / 4;
-  const length = paddedSize(layer.latent.shape) / padded(channels);
-  return Array.from({ length: stride }, (_, quad) => ({
-    start: latent / 4 + quad,
-    length,
-    logScale: logScale + 4 * quad,
-    output: weight / 4 + quad,
-    quantMin: Array.from(quantMin.subarray(4 * quad, 4 * quad + 4)),
-    quantMax: Array.from(quantMax.subarray(4 * quad, 4 * quad + 4)),
-    stride,
-  }));
 }
 
 function roundUp(floats: number): number {

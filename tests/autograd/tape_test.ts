@@ -34,6 +34,22 @@ Deno.test("Tape.share() never writes to a gradient that others hold", async () =
   });
 });
 
+Deno.test("Tape keeps a shared gradient until its last holder is done", async () => {
+  await record(async ({ device, tape, add, x, dy }) => {
+    const z = device.tensor([3]);
+    tape.watch(x);
+    tape.watch(z);
+    // the gradient of the sum belongs to three tensors, and double's needs memory while two still hold it
+    const y = double(tape, add(double(tape, x), z));
+    tape.share(y, dy);
+    tape.backward();
+    tape.plan.replay(2);
+    assert.deepEqual([...await device.read(tape.gradient(z)!)], [2, 4, 6]);
+    assert.deepEqual([...await device.read(tape.gradient(x)!)], [4, 8, 12]);
+    device.release(z);
+  });
+});
+
 Deno.test("Tape.push() forgets what no gradient passes through", async () => {
   await record(({ device, tape, add, x, dy }) => {
     const constant = device.tensor([3]);

@@ -33,10 +33,13 @@ async function start(
   const before = task
     ? ["task", "--quiet", "--config", CONFIG, "distill"]
     : ["run", "-A", "--no-check", "--config", CONFIG, MAIN];
+  // `deno task test` has set it, and `deno task` would keep it.
+  const { INIT_CWD: _, ...environment } = Deno.env.toObject();
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: [...before, ...args],
     cwd,
-    env: task ? {} : { INIT_CWD: cwd },
+    clearEnv: true,
+    env: { ...environment, ...(!task && { INIT_CWD: cwd }) },
     stdin: "null",
   }).output();
   const text = new TextDecoder();
@@ -139,6 +142,7 @@ processTest(
         stdout: "piped",
         stderr: "piped",
       }).spawn();
+      const giveUp = setTimeout(() => child.kill("SIGKILL"), 120_000); // code 137 instead of a test that hangs
       const stdout = new Response(child.stdout).text();
       let stderr = "";
       for await (const chunk of child.stderr.pipeThrough(new TextDecoderStream())) {
@@ -149,6 +153,7 @@ processTest(
         stderr += chunk;
       }
       const { code } = await child.status;
+      clearTimeout(giveUp);
       assert.equal(code, 130, stderr);
       assert.match(stderr, /\nstilla: stopped by SIGINT\n$/);
       assert.equal(await stdout, "");

@@ -34,12 +34,29 @@ forEachTarget("gatherBatch() collects rows from several chunks", async (device) 
 Deno.test("gatherBatch() leaves rows of other chunks as they are", async () => {
   const device = await testDevice();
   const x = device.fromArray([2, 4], [1, 2, 3, 4, 5, 6, 7, 8]);
-  const indices = device.uint32(Uint32Array.of(3, 9, 2));
+  const indices = device.uint32(Uint32Array.of(3, 4, 1, 2));
   const state = device.tensor([16]);
-  const y = device.fromArray([3, 4], new Float32Array(12).fill(-1));
-  const kernel = gatherBatch({ batch: 3, rowSize: 1, firstRow: 2, rows: 2, steps: 1 });
+  const y = device.fromArray([4, 4], new Float32Array(16).fill(-1));
+  const kernel = gatherBatch({ batch: 4, rowSize: 1, firstRow: 2, rows: 2, steps: 1 });
   device.run(kernel, { x, indices, state, y });
-  assert.deepEqual([...await device.read(y)], [5, 6, 7, 8, -1, -1, -1, -1, 1, 2, 3, 4]);
+  assert.deepEqual([...await device.read(y)], [
+    5,
+    6,
+    7,
+    8,
+    -1,
+    -1,
+    -1,
+    -1,
+    -1,
+    -1,
+    -1,
+    -1,
+    1,
+    2,
+    3,
+    4,
+  ]);
 });
 
 forEachTarget("gatherWords() takes the words of the step", async (device) => {

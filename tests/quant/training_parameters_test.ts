@@ -264,7 +264,7 @@ function layer(
   const channels = shape[axis]!;
   const size = shape.reduce((product, n) => product * n, 1);
   const logScale = Float32Array.from(randomArray(3, channels), (v) => -2 + 0.2 * v);
-  const drawn = randomArray(size, size, { scale: 0.4 });
+  const drawn = randomArray(size, size, { scale: 0.8 });
   const inner = axis === 0 ? size / channels : 1;
   const latent = Float32Array.from(drawn, (value, i) => {
     const c = Math.floor(i / inner) % channels;
@@ -281,9 +281,9 @@ function layer(
     axis,
     bits: 4,
     logScale,
-    // every other channel has mirrored codes
-    quantMin: Int32Array.from({ length: channels }, (_, c) => c % 2 === 0 ? -8 : -7),
-    quantMax: Int32Array.from({ length: channels }, (_, c) => c % 2 === 0 ? 7 : 8),
+    // every third channel has mirrored codes
+    quantMin: Int32Array.from({ length: channels }, (_, c) => c % 3 === 0 ? -7 : -8),
+    quantMax: Int32Array.from({ length: channels }, (_, c) => c % 3 === 0 ? 8 : 7),
     ...(batchNorm
       ? {
         batchNorm: {

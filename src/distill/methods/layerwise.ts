@@ -3,6 +3,11 @@ import { partitionIntoLayers } from "../../graph/blocks.ts";
 import { distillUnits } from "../block_loop.ts";
 import type { Method } from "../session.ts";
 
+/** Steps of a layer unless the recipe says otherwise. */
+const LAYER_STEPS = 100;
+
 /** Distils each layer against the teacher's layer. */
-export const layerwise: Method = (session) =>
-  distillUnits(session, "layerwise", partitionIntoLayers(session.network.teacher.graph));
+export const layerwise: Method = (session) => {
+  const layers = partitionIntoLayers(session.network.teacher.graph);
+  return distillUnits(session, "layerwise", layers, session.recipe.steps ?? LAYER_STEPS);
+};
