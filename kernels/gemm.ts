@@ -10,6 +10,7 @@ import {
   epilogueValue,
 } from "./epilogue.ts";
 import { planGpuGemm } from "./gemm_gpu.ts";
+import type { GemmSpec } from "./gemm_plan.ts";
 import { planSoftwareGemm } from "./gemm_software.ts";
 import {
   type Binding,
@@ -24,35 +25,7 @@ import {
   type Target,
 } from "./kernel.ts";
 
-/** Sizes of a product; every matrix is row-major with padded rows. */
-export interface GemmSpec {
-  /** Rows of y. */
-  readonly m: number;
-  /** Columns of y. */
-  readonly n: number;
-  /** Length of the sums. */
-  readonly k: number;
-  /** Whether a is stored [k, m]. */
-  readonly transposeA: boolean;
-  /** Whether b is stored [n, k]. */
-  readonly transposeB: boolean;
-}
-
-/** How a family computes a product: in `splits` parts along k (workgroup_id.z), each storing by `GemmStore`. */
-export interface GemmPlan {
-  readonly splits: number;
-  kernel(store: GemmStore): Kernel;
-}
-
-/** What a family's kernel does with its sums. */
-export interface GemmStore {
-  readonly bindings: readonly Binding[];
-  readonly types: Readonly<Record<string, string>>;
-  /** Statements at the start of main. */
-  readonly setup: string;
-  /** Statements that store the vec4f variable `sum` at variables `row` and `column` (in vec4). */
-  store(sum: string): string;
-}
+export type { GemmSpec } from "./gemm_plan.ts";
 
 /**
  * y[i, j] = epilogue(sum_k op(a)[i, k] op(b)[k, j])

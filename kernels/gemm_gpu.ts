@@ -1,7 +1,7 @@
 // Matrix multiplication for GPUs: a workgroup of 64 invocations computes a square tile of y (64, or 32 when y is small)
 // through workgroup memory. Both operands are kept there as [k][extent / 4] vec4; an operand whose vec4 run along k is
 // transposed 4x4 in registers on its way. The next block is loaded into registers while this one is multiplied.
-import type { GemmPlan, GemmSpec, GemmStore } from "./gemm.ts";
+import type { GemmPlan, GemmSpec, GemmStore } from "./gemm_plan.ts";
 import { COMPONENTS, declareBindings, grid1d, type Kernel, padded, range } from "./kernel.ts";
 
 const INVOCATIONS = 64;

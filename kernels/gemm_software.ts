@@ -3,7 +3,7 @@
 // loaded once a subgroup. No workgroup memory, no barriers: on lavapipe a load costs some 45 operations, a shuffle one.
 // Without subgroups the same text is a register tile: every invocation loads all of its operands.
 import { COMPONENTS, declareBindings, grid1d, padded, range, type Target } from "./kernel.ts";
-import type { GemmPlan, GemmSpec, GemmStore } from "./gemm.ts";
+import type { GemmPlan, GemmSpec, GemmStore } from "./gemm_plan.ts";
 
 /** Which part of y a workgroup computes. */
 interface Tile {

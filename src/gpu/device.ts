@@ -3,7 +3,7 @@
 import { type Kernel, type KernelSequence, paddedSize, type Target } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { bindingEntries, checkBindings, pick } from "./bindings.ts";
-import { prepareEnvironment } from "./environment.ts";
+import { openAdapter } from "./adapter.ts";
 import { ErrorWatch } from "./error_watch.ts";
 import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
@@ -68,40 +68,9 @@ export class Device implements Disposable {
    * @throws GpuError when there is no adapter
    */
   static async open(options: DeviceOptions = {}): Promise<Device> {
-    const { synchronousReadBack = true, subgroups = true } = options;
-    prepareEnvironment();
-    const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-    if (adapter === null) {
-      throw new GpuError(
-        "No WebGPU adapter: install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers)",
-      );
-    }
-    const requiredLimits: Record<string, number> = {};
-    for (const name in adapter.limits) {
-      const value = adapter.limits[name as keyof GPUSupportedLimits];
-      if (typeof value === "number") requiredLimits[name] = value;
-    }
-    const features: GPUFeatureName[] = adapter.features.has("timestamp-query")
-      ? ["timestamp-query"]
-      : [];
-    const request = (extra: GPUFeatureName[]) =>
-      adapter.requestDevice({ requiredFeatures: [...features, ...extra], requiredLimits });
-    let gpu: GPUDevice | undefined;
-    let subgroupSize = 0;
-    if (subgroups) {
-      // Deno does not list the feature on its adapters, but grants it where the driver has it.
-      gpu = await request(["subgroups" as GPUFeatureName]).catch(() => undefined);
-      const info = adapter.info as GPUAdapterInfo & {
-        subgroupMinSize?: number;
-        subgroupMaxSize?: number;
-      };
-      if (gpu !== undefined && info.subgroupMinSize === info.subgroupMaxSize) {
-        subgroupSize = info.subgroupMinSize ?? 0;
-      }
-    }
-    gpu ??= await request([]);
-    const family = options.family ?? (adapter.info.isFallbackAdapter ? "software" : "gpu");
-    return new Device(gpu, adapter, { family, subgroupSize }, synchronousReadBack);
+    const { synchronousReadBack = true, subgroups = true, family } = options;
+    const { gpu, adapter, target } = await openAdapter({ subgroups, family });
+    return new Device(gpu, adapter, target, synchronousReadBack);
   }
 
   /** Bytes of GPU memory in use. */

@@ -1,0 +1,62 @@
+// The first adapter with all its limits and, where it has them, timestamps and subgroups.
+import type { Target } from "../../kernels/kernel.ts";
+import { GpuError } from "../core/errors.ts";
+import { prepareEnvironment } from "./environment.ts";
+
+/** An adapter and the device that was opened on it. */
+export interface OpenAdapter {
+  /** The device. */
+  readonly gpu: GPUDevice;
+  /** Its adapter. */
+  readonly adapter: GPUAdapter;
+  /** What kernels must know of it. */
+  readonly target: Target;
+}
+
+/**
+ * Opens the adapter.
+ *
+ * @param options whether to ask for subgroups, and a kernel family other than the adapter's own
+ * @returns the device with its adapter
+ * @throws GpuError when there is no adapter
+ */
+export async function openAdapter(
+  { subgroups, family }: {
+    readonly subgroups: boolean;
+    readonly family: Target["family"] | undefined;
+  },
+): Promise<OpenAdapter> {
+  prepareEnvironment();
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (adapter === null) {
+    throw new GpuError(
+      "No WebGPU adapter: install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers)",
+    );
+  }
+  const requiredLimits: Record<string, number> = {};
+  for (const name in adapter.limits) {
+    const value = adapter.limits[name as keyof GPUSupportedLimits];
+    if (typeof value === "number") requiredLimits[name] = value;
+  }
+  const features: GPUFeatureName[] = adapter.features.has("timestamp-query")
+    ? ["timestamp-query"]
+    : [];
+  const request = (extra: GPUFeatureName[]) =>
+    adapter.requestDevice({ requiredFeatures: [...features, ...extra], requiredLimits });
+  let gpu: GPUDevice | undefined;
+  let subgroupSize = 0;
+  if (subgroups) {
+    // Deno does not list the feature on its adapters, but grants it where the driver has it.
+    gpu = await request(["subgroups" as GPUFeatureName]).catch(() => undefined);
+    const info = adapter.info as GPUAdapterInfo & {
+      subgroupMinSize?: number;
+      subgroupMaxSize?: number;
+    };
+    if (gpu !== undefined && info.subgroupMinSize === info.subgroupMaxSize) {
+      subgroupSize = info.subgroupMinSize ?? 0;
+    }
+  }
+  gpu ??= await request([]);
+  const own = adapter.info.isFallbackAdapter ? "software" : "gpu";
+  return { gpu, adapter, target: { family: family ?? own, subgroupSize } };
+}
