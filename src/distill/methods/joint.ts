@@ -3,16 +3,20 @@
 import { layerEnds } from "../evaluate.ts";
 import { trainNetwork } from "../network_training.ts";
 import type { Method } from "../session.ts";
-import { networkRates } from "./network_stage.ts";
+import { keepUnlessDiverged, networkRates } from "./network_stage.ts";
 
 const STEPS = 400;
 
-/** Distils all layers together. */
-export const joint: Method = (session) =>
-  trainNetwork(session, {
-    stage: "joint",
-    losses: { tensors: [...new Set(layerEnds(session.network).values())], tensorWeight: 1 },
-    steps: session.recipe.steps ?? STEPS,
-    rates: networkRates(session, 3),
-    batchNormLive: 0.7,
-  });
+/** Distils all layers together; what is worse than the PTQ start on held-out samples is not kept. */
+export const joint: Method = async (session) => {
+  const { network, recipe, rolledBack, student } = session;
+  const kept = await keepUnlessDiverged(session, 1, () =>
+    trainNetwork(session, {
+      stage: "joint",
+      losses: { tensors: [...new Set(layerEnds(network).values())], tensorWeight: 1 },
+      steps: recipe.steps ?? STEPS,
+      rates: networkRates(session, 3),
+      batchNormLive: 0.7,
+    }));
+  if (!kept) { for (const layer of student.layers.keys()) rolledBack.add(layer); }
+};

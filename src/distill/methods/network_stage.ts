@@ -50,23 +50,45 @@ export async function networkStage(
   blocks: readonly Block[],
   { steps, factor, blockWeight }: NetworkStageOptions,
 ): Promise<void> {
-  const { student, network } = session;
+  const { network } = session;
+  const kept = await keepUnlessDiverged(session, GUARD, () =>
+    trainNetwork(session, {
+      stage: "network",
+      losses: {
+        tensors: blocks.map((block) => block.outputs[0]!).filter((name) => name !== network.output),
+        tensorWeight: blockWeight,
+        temperature: TEMPERATURE,
+      },
+      steps,
+      rates: networkRates(session, factor),
+      batchNormLive: 0.7,
+    }));
+  // Every layer was trained further, those of units that had been rolled back too.
+  if (kept) session.rolledBack.clear();
+}
+
+/**
+ * Trains, and puts the student back as it was when its class probabilities on held-out samples moved away from the
+ * teacher's.
+ *
+ * @param session the session
+ * @param guard how many times larger than before the divergence may be
+ * @param training what to do
+ * @returns whether the result was kept
+ */
+export async function keepUnlessDiverged(
+  session: Session,
+  guard: number,
+  training: () => Promise<void>,
+): Promise<boolean> {
+  const { student } = session;
   const before = await heldOutDivergence(session, TEMPERATURE);
   const layers = [...student.layers.values()];
   const activations = [...student.activations.values()];
-  await trainNetwork(session, {
-    stage: "network",
-    losses: {
-      tensors: blocks.map((block) => block.outputs[0]!).filter((name) => name !== network.output),
-      tensorWeight: blockWeight,
-      temperature: TEMPERATURE,
-    },
-    steps,
-    rates: networkRates(session, factor),
-    batchNormLive: 0.7,
-  });
+  await training();
   const after = await heldOutDivergence(session, TEMPERATURE);
-  if (after <= GUARD * before) return;
+  if (after <= guard * before) return true;
   for (const layer of layers) student.setLayer(layer);
   for (const state of activations) student.setActivation(state);
+  return false;
 }

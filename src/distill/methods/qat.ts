@@ -7,6 +7,8 @@ import { networkRates } from "./network_stage.ts";
 /** Passes over the samples. */
 const EPOCHS = 10;
 const LEAST_STEPS = 200;
+/** Learning rates relative to the base; at 8 bits there is little to repair and much to forget. */
+const RATE = 0.5, RATE_AT_8_BITS = 0.1;
 
 /** Trains with labels. */
 export const qat: Method = (session) => {
@@ -19,7 +21,7 @@ export const qat: Method = (session) => {
     stage: "qat",
     losses: { tensors: [], tensorWeight: 0, labels },
     steps: session.recipe.steps ?? Math.max(LEAST_STEPS, epochs),
-    rates: networkRates(session, 0.5),
-    batchNormLive: 0,
+    rates: networkRates(session, session.recipe.weightBits < 8 ? RATE : RATE_AT_8_BITS),
+    batchNormLive: 0.7,
   });
 };
