@@ -77,7 +77,7 @@ const numbers = (value: number, about: string) =>
   z.array(z.number()).min(1).default([value]).describe(about);
 
 const augmentSchema = z.strictObject({
-  copies: z.int().min(1).max(16).default(1).describe(
+  copies: z.int().min(1).max(16).default(2).describe(
     "versions of each image, the clean one included",
   ),
   shift: z.int().min(0).max(64).default(4).describe("largest shift of a copy, in pixels"),
@@ -115,7 +115,7 @@ const recipeSchema = z.strictObject({
   weightObserver: z.enum(["mse", "minmax"]).default("mse")
     .describe("how the weights' scales start"),
   weightGrid: z.enum(["symmetric", "flip", "offset", "auto"]).default("auto")
-    .describe('integer codes a weight channel may use; "auto" = offset below 8 bits'),
+    .describe('integer codes a weight channel may use; "auto" = flip below 8 bits'),
   weightQuantizer: z.enum(["lsq", "ste", "softRounding"]).default("lsq")
     .describe("what of a weight's rounding is learned"),
   activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
@@ -124,7 +124,7 @@ const recipeSchema = z.strictObject({
     .describe("batch norm of the student while it trains"),
   inputMode: z.enum(["student", "teacher", "mixed"]).default("student")
     .describe("whose activations a unit trains on"),
-  augment: augmentSchema.default({ copies: 1, shift: 4, flip: true }).describe(
+  augment: augmentSchema.default({ copies: 2, shift: 4, flip: true }).describe(
     "augmented copies of the calibration inputs",
   ),
   out: path("run folder with the student, its weights, recipe.json and report.json"),

@@ -5,16 +5,18 @@ import { distillUnits } from "../block_loop.ts";
 import type { Method, Session } from "../session.ts";
 import { networkStage, type NetworkStageOptions } from "./network_stage.ts";
 
-/** Steps of a block when the whole network follows, and when nothing does. */
-const SHORT = 40, LONG = 100;
+/** Steps of a block when the whole network follows, and when nothing does or there are few levels. */
+const SHORT = 60, LONG = 100;
 
 /** Distils each block against the teacher's block, then the network against the teacher. */
 export const blockwise: Method = async (session) => {
   const { recipe, network } = session;
   const blocks = cutIntoBlocks(network.teacher.graph);
   const stage = stageFor(session);
-  const steps = recipe.steps ?? (recipe.activationBits === 2 || stage.steps === 0 ? LONG : SHORT);
-  await distillUnits(session, "blockwise", blocks, steps);
+  const long = recipe.activationBits === 2 || stage.steps === 0;
+  // The last block's output is the network's: the stage that follows matches it, and better.
+  const units = long ? blocks : blocks.slice(0, Math.max(1, blocks.length - 1));
+  await distillUnits(session, "blockwise", units, recipe.steps ?? (long ? LONG : SHORT));
   if (stage.steps > 0) await networkStage(session, blocks, stage);
 };
 
