@@ -24,7 +24,7 @@ const ROWS: readonly Partial<Recipe>[] = [
   { method: "blockwise", weightBits: 4, activationBits: 4 },
   { method: "blockwise", weightBits: 3, activationBits: 3 },
   { method: "blockwise", weightBits: 2, activationBits: 2 },
-  { method: "qat", weightBits: 4, activationBits: 4, samples: 5000, steps: 300 },
+  { method: "qat", weightBits: 4, activationBits: 4, samples: 5000 },
 ];
 
 const [folder, method, weightBits, activationBits, seeds = "0,1,2"] = Deno.args;

@@ -11,8 +11,14 @@ export interface SoftmaxSpec {
   readonly classes: number;
 }
 
+/** Sizes of a loss over a softmax. */
+export interface CrossEntropySpec extends SoftmaxSpec {
+  /** Factor of the loss and of its gradient, 1 by default. */
+  readonly weight?: number;
+}
+
 /** Sizes of a distillation loss. */
-export interface DistillationSpec extends SoftmaxSpec {
+export interface DistillationSpec extends CrossEntropySpec {
   /** T: both logits are divided by it. */
   readonly temperature: number;
 }
@@ -82,14 +88,15 @@ export function logSoftmaxBackward(spec: SoftmaxSpec): Kernel {
   return rowKernel("log_softmax_backward", spec, ["y", "dy"], ["dx"], body);
 }
 
-// loss_r = -log softmax(x_r)[label_r]; dlogits = (softmax(x) - onehot(label)) / rows
+// loss_r = -weight log softmax(x_r)[label_r]; dlogits = weight (softmax(x) - onehot(label)) / rows
 /**
  * Cross-entropy with integer labels: the loss of each row, and the gradient of their mean.
  *
  * @param spec sizes
  * @returns a kernel with bindings logits, labels (array<u32>), loss: [rows, 1], dlogits
  */
-export function crossEntropy(spec: SoftmaxSpec): Kernel {
+export function crossEntropy(spec: CrossEntropySpec): Kernel {
+  const { weight = 1 } = spec;
   const hot = `vec4f(vec4u(4u * q, 4u * q + 1u, 4u * q + 2u, 4u * q + 3u) == vec4u(label))`;
   const body = `${maximum(spec, "logits", "largest")}
   ${exponentials(spec, "logits", "largest", "1.0", "total", "dlogits[base + q] = e;")}
@@ -101,25 +108,26 @@ export function crossEntropy(spec: SoftmaxSpec): Kernel {
       spec,
       `let hot = ${hot};
     wanted += select(vec4f(0.0), logits[base + q], hot == vec4f(1.0));
-    dlogits[base + q] = (dlogits[base + q] * scale - hot) * ${literal(1 / spec.rows)};`,
+    dlogits[base + q] = (dlogits[base + q] * scale - hot) * ${literal(weight / spec.rows)};`,
     )
   }
-  loss[i] = vec4f(largest + log(total) - dot(wanted, vec4f(1.0)), 0.0, 0.0, 0.0);`;
+  let row_loss = largest + log(total) - dot(wanted, vec4f(1.0));
+  loss[i] = vec4f(row_loss * ${literal(weight)}, 0.0, 0.0, 0.0);`;
   return rowKernel("cross_entropy", spec, ["logits", "labels"], ["loss", "dlogits"], body, {
     labels: "u32",
   });
 }
 
-// p = softmax(teacher / T), q = softmax(logits / T); loss_r = T^2 sum_i p_i (log p_i - log q_i)
-// dlogits = T (q - p) / rows
+// p = softmax(teacher / T), q = softmax(logits / T); loss_r = weight T^2 sum_i p_i (log p_i - log q_i)
+// dlogits = weight T (q - p) / rows
 /**
  * Distillation loss of Hinton et al.: T^2 KL(teacher || student) of each row, and the gradient of the rows' mean.
  *
- * @param spec sizes and temperature
+ * @param spec sizes, temperature and weight
  * @returns a kernel with bindings teacher, logits (the student's), loss: [rows, 1], dlogits
  */
 export function distillationLoss(spec: DistillationSpec): Kernel {
-  const { temperature, rows } = spec;
+  const { temperature, rows, weight = 1 } = spec;
   const inverse = literal(1 / temperature);
   const difference = `(teacher[base + q] - logits[base + q]) * ${inverse} + shift`;
   const body = `${maximum(spec, "teacher", "teacherLargest")}
@@ -134,10 +142,10 @@ export function distillationLoss(spec: DistillationSpec): Kernel {
       `let p = ${unpadded(spec, exponential("teacher", "teacherLargest", inverse))} / teacherTotal;
     let s = ${unpadded(spec, exponential("logits", "largest", inverse))} / total;
     sum += p * (${difference});
-    dlogits[base + q] = (s - p) * ${literal(temperature / rows)};`,
+    dlogits[base + q] = (s - p) * ${literal(weight * temperature / rows)};`,
     )
   }
-  loss[i] = vec4f(dot(sum, vec4f(1.0)) * ${literal(temperature ** 2)}, 0.0, 0.0, 0.0);`;
+  loss[i] = vec4f(dot(sum, vec4f(1.0)) * ${literal(weight * temperature ** 2)}, 0.0, 0.0, 0.0);`;
   return rowKernel(
     "distillation_loss",
     spec,

@@ -14,10 +14,7 @@ import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
 import { quantizeInputs, type Session } from "./session.ts";
-import { train } from "./training.ts";
-
-/** Part of a unit's steps in which batch norm uses the statistics of the batch. */
-const BATCH_NORM_LIVE = 0.7;
+import { batchNormLiveSteps, train } from "./training.ts";
 
 const MIX_STREAM = 0x1d3a_71;
 
@@ -134,7 +131,7 @@ async function trainUnit(
     batch,
     rates: learningRates(session),
     weightQuantizer: recipe.weightQuantizer,
-    batchNormLiveSteps: recipe.batchNorm === "live" ? Math.floor(BATCH_NORM_LIVE * steps) : 0,
+    batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep: new Set(unit.outputs),
     terms: 1,
     onStep: options.onStep,

@@ -20,18 +20,18 @@ import {
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
 import type { Session } from "./session.ts";
-import { type LossContext, train } from "./training.ts";
+import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
 
 /** What the student is pulled towards. */
 export interface NetworkLosses {
   /** Tensors whose squared error to the teacher's, over the teacher's variance, is averaged. */
-  readonly tensors: readonly string[];
-  /** Weight of that average. */
-  readonly tensorWeight: number;
-  /** T^2 KL(teacher || student) of the class probabilities at this temperature. */
-  readonly temperature?: number;
+  readonly tensors?: readonly string[];
+  /** Weight of that average, 1 by default. */
+  readonly tensorWeight?: number;
+  /** T^2 KL(teacher || student) of the class probabilities. */
+  readonly divergence?: { readonly temperature: number; readonly weight: number };
   /** Cross-entropy with the labels of the samples. */
-  readonly labels?: Uint32Array<ArrayBuffer>;
+  readonly labels?: { readonly classes: Uint32Array<ArrayBuffer>; readonly weight: number };
 }
 
 /** A whole-network training run. */
@@ -40,8 +40,8 @@ export interface NetworkTraining {
   readonly losses: NetworkLosses;
   readonly steps: number;
   readonly rates: LearningRates;
-  /** Part of the steps in which batch norm uses the statistics of the batch. */
-  readonly batchNormLive: number;
+  /** What the recipe's batch norm policy "auto" means, `live` by default. */
+  readonly batchNorm?: "live" | "frozen";
 }
 
 /**
@@ -58,8 +58,8 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     samples.clean,
     fittingBatch(device, network.trained, session.batch, 2 ** 29),
   );
-  const { tensors, labels } = losses;
-  const weights = await targetWeights(session, tensors, losses.tensorWeight);
+  const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
+  const weights = await targetWeights(session, tensors, tensorWeight);
   const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
   const indices = device.uint32(table, { label: "mini-batches" });
   const transforms = device.uint32(transformTable(recipe.augment, table.length, recipe.seed), {
@@ -67,7 +67,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   });
   const black = device.fromArray([samples.black.length], samples.black, { label: "black" });
   const words = device.uint32(
-    labels ? table.map((index) => labels[index]!) : new Uint32Array(4),
+    labels ? table.map((index) => labels.classes[index]!) : new Uint32Array(4),
     { label: "labels" },
   );
   const state = student.activations.get(network.input);
@@ -80,7 +80,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   const keep = new Set(tensors);
   let targets = new Map<string, Tensor>();
   let labelBatch: Tensor | undefined;
-  const terms = tensors.length + (losses.temperature === undefined ? 0 : 1) + (labels ? 1 : 0);
+  const terms = tensors.length + (divergence ? 1 : 0) + (labels ? 1 : 0);
   await train({
     device,
     student,
@@ -91,9 +91,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     batch,
     rates: training.rates,
     weightQuantizer: recipe.weightQuantizer,
-    batchNormLiveSteps: recipe.batchNorm === "live"
-      ? Math.floor(training.batchNormLive * steps)
-      : 0,
+    batchNormLiveSteps: batchNormLiveSteps(recipe, steps, training.batchNorm),
     keep,
     terms,
     onStep: (done, loss) => session.report({ stage, done, total: steps, loss }),
@@ -110,7 +108,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
       const x = (recipe.augment.shift === 0 && !recipe.augment.flip) || gathered.shape.length !== 4
         ? gathered
         : recordAugmentation(plan, gathered, tables, steps);
-      if (tensors.length > 0 || losses.temperature !== undefined) {
+      if (tensors.length > 0 || divergence) {
         const inputs = new Map([[network.input, x]]);
         targets = recordForward(plan, teacherPart, session.teacher, inputs, keep);
       }
@@ -138,8 +136,8 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
       const logits = context.values.get(network.output)!;
       const { rows, channels: classes } = rowsAndChannels(logits.shape);
       let term = tensors.length;
-      if (losses.temperature !== undefined) {
-        const kernel = distillationLoss({ rows, classes, temperature: losses.temperature });
+      if (divergence) {
+        const kernel = distillationLoss({ rows, classes, ...divergence });
         const teacher = targets.get(network.output)!;
         recordRowLoss(
           context,
@@ -149,8 +147,8 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
           (loss, dlogits) => context.plan.run(kernel, { teacher, logits, loss, dlogits }),
         );
       }
-      if (labelBatch !== undefined) {
-        const kernel = crossEntropy({ rows, classes });
+      if (labels && labelBatch) {
+        const kernel = crossEntropy({ rows, classes, weight: labels.weight });
         const bound = { logits, labels: labelBatch };
         recordRowLoss(
           context,

@@ -62,7 +62,9 @@ export interface Recipe {
   /** How the activations' ranges start. */
   readonly activationObserver: "mse" | "minmax" | "percentile" | "movingAverage";
   /** Batch norm of the student while it trains. */
-  readonly batchNorm: "live" | "frozen" | "folded";
+  readonly batchNorm: "auto" | "live" | "frozen" | "folded";
+  /** Part of the teacher in the loss of method `qat`, 0 to 1; the rest is the labels'. */
+  readonly teacherWeight: number;
   /** Whose activations a unit trains on. */
   readonly inputMode: "student" | "teacher" | "mixed";
   /** Augmented copies of the calibration inputs. */
@@ -120,8 +122,10 @@ const recipeSchema = z.strictObject({
     .describe("what of a weight's rounding is learned"),
   activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
     .describe("how the activations' ranges start"),
-  batchNorm: z.enum(["live", "frozen", "folded"]).default("live")
-    .describe("batch norm of the student while it trains"),
+  batchNorm: z.enum(["auto", "live", "frozen", "folded"]).default("auto")
+    .describe('batch norm of the student while it trains; "auto" = live, frozen for method "qat"'),
+  teacherWeight: z.number().min(0).max(1).default(0.5)
+    .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
   inputMode: z.enum(["student", "teacher", "mixed"]).default("student")
     .describe("whose activations a unit trains on"),
   augment: augmentSchema.default({ copies: 2, shift: 4, flip: true }).describe(

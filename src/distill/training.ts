@@ -93,10 +93,29 @@ const WARMUP = 0.05;
 /** Decay of Adam's moments. */
 export const ADAM_DECAY = { beta1: 0.9, beta2: 0.99 };
 const BATCH_NORM_MOMENTUM = 0.05;
+/** Part of the steps in which a live batch norm uses the statistics of the batch. */
+const BATCH_NORM_LIVE = 0.7;
 const ROUNDING = { roundingWarmup: 0.2, roundingBetaStart: 20, roundingBetaEnd: 2 };
 const ROUNDING_REGULARIZER = 1e-4;
 /** Steps between two looks at the loss. */
 const STEPS_PER_LOOK = 10;
+
+/**
+ * Steps in which batch norm uses the statistics of the batch.
+ *
+ * @param recipe whose policy decides
+ * @param steps of the training run
+ * @param auto what the policy "auto" means to the method
+ * @returns the first so many steps
+ */
+export function batchNormLiveSteps(
+  { batchNorm }: Recipe,
+  steps: number,
+  auto: "live" | "frozen" = "live",
+): number {
+  const policy = batchNorm === "auto" ? auto : batchNorm;
+  return policy === "live" ? Math.floor(BATCH_NORM_LIVE * steps) : 0;
+}
 
 /**
  * Trains the layers of a part and stores the result in the student.

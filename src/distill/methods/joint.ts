@@ -13,10 +13,9 @@ export const joint: Method = async (session) => {
   const kept = await keepUnlessDiverged(session, 1, () =>
     trainNetwork(session, {
       stage: "joint",
-      losses: { tensors: [...new Set(layerEnds(network).values())], tensorWeight: 1 },
+      losses: { tensors: [...new Set(layerEnds(network).values())] },
       steps: recipe.steps ?? STEPS,
       rates: networkRates(session, 3),
-      batchNormLive: 0.7,
     }));
   if (!kept) { for (const layer of student.layers.keys()) rolledBack.add(layer); }
 };

@@ -3,11 +3,12 @@
 // activations have very few levels.
 import type { LearningRates } from "../../quant/training_parameters.ts";
 import type { Block } from "../../graph/blocks.ts";
+import type { Network } from "../network.ts";
 import { heldOutDivergence, trainNetwork } from "../network_training.ts";
 import type { Session } from "../session.ts";
 
 /** Temperature of the class probabilities. */
-const TEMPERATURE = 4;
+export const TEMPERATURE = 4;
 /** The stage is undone when the held-out divergence grew by more than this: a guard against divergence only. */
 const GUARD = 1.25;
 
@@ -39,6 +40,17 @@ export function networkRates({ recipe }: Session, factor: number): LearningRates
 }
 
 /**
+ * What the blocks hand on to one another.
+ *
+ * @param network of the blocks
+ * @param blocks all of them
+ * @returns names of their outputs, without the network's
+ */
+export function innerOutputs(network: Network, blocks: readonly Block[]): string[] {
+  return blocks.map((block) => block.outputs[0]!).filter((name) => name !== network.output);
+}
+
+/**
  * Trains the whole student against the teacher, and undoes it if held-out samples say that it diverged.
  *
  * @param session the session
@@ -55,13 +67,12 @@ export async function networkStage(
     trainNetwork(session, {
       stage: "network",
       losses: {
-        tensors: blocks.map((block) => block.outputs[0]!).filter((name) => name !== network.output),
+        tensors: innerOutputs(network, blocks),
         tensorWeight: blockWeight,
-        temperature: TEMPERATURE,
+        divergence: { temperature: TEMPERATURE, weight: 1 },
       },
       steps,
       rates: networkRates(session, factor),
-      batchNormLive: 0.7,
     }));
   // Every layer was trained further, those of units that had been rolled back too.
   if (kept) session.rolledBack.clear();

@@ -1,27 +1,41 @@
 // Quantization-aware training, the baseline with labels: cross-entropy through straight-through fake quantizers with
-// learned scales (LSQ) or fixed ones (STE), the whole network at once, from the same calibrated start.
-import { trainNetwork } from "../network_training.ts";
+// learned scales (LSQ) or fixed ones (STE), the whole network at once, from the same calibrated start. The teacher's
+// class probabilities and block outputs share the loss (Hinton, Vinyals, Dean 2015; Romero et al. 2015): on inputs that
+// the network has learnt by heart the labels alone say little, and the student forgets what they do not say.
+import { cutIntoBlocks } from "../../graph/blocks.ts";
+import { type NetworkLosses, trainNetwork } from "../network_training.ts";
 import type { Method } from "../session.ts";
-import { networkRates } from "./network_stage.ts";
+import { innerOutputs, networkRates, TEMPERATURE } from "./network_stage.ts";
 
 /** Passes over the samples. */
-const EPOCHS = 10;
+const EPOCHS = 5;
 const LEAST_STEPS = 200;
 /** Learning rates relative to the base; at 8 bits there is little to repair and much to forget. */
 const RATE = 0.5, RATE_AT_8_BITS = 0.1;
+/** Weight of the block outputs' error beside the divergence of the class probabilities. */
+const BLOCK_WEIGHT = 8;
 
 /** Trains with labels. */
 export const qat: Method = (session) => {
-  const { labels, clean } = session.samples;
+  const { batch, network, recipe, samples: { labels, clean } } = session;
   if (labels === undefined) {
     throw new TypeError('method "qat" needs the labels of the calibration inputs');
   }
-  const epochs = Math.ceil(EPOCHS * clean / session.batch);
+  const { teacherWeight, weightBits } = recipe;
+  const losses: NetworkLosses = {
+    ...(teacherWeight > 0 && {
+      tensors: innerOutputs(network, cutIntoBlocks(network.teacher.graph)),
+      tensorWeight: BLOCK_WEIGHT * teacherWeight,
+      divergence: { temperature: TEMPERATURE, weight: teacherWeight },
+    }),
+    ...(teacherWeight < 1 && { labels: { classes: labels, weight: 1 - teacherWeight } }),
+  };
+  const epochs = Math.ceil(EPOCHS * clean / batch);
   return trainNetwork(session, {
     stage: "qat",
-    losses: { tensors: [], tensorWeight: 0, labels },
-    steps: session.recipe.steps ?? Math.max(LEAST_STEPS, epochs),
-    rates: networkRates(session, session.recipe.weightBits < 8 ? RATE : RATE_AT_8_BITS),
-    batchNormLive: 0.7,
+    losses,
+    steps: recipe.steps ?? Math.max(LEAST_STEPS, epochs),
+    rates: networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS),
+    batchNorm: "frozen",
   });
 };
