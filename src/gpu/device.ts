@@ -7,8 +7,10 @@ import { openAdapter } from "./adapter.ts";
 import { ErrorWatch } from "./error_watch.ts";
 import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
+import type { Profiler } from "./profiler.ts";
 import { ReadBack } from "./read_back.ts";
 import { pad, type Tensor, unpad } from "./tensor.ts";
+import { submitTimed, takeTimes } from "./timestamps.ts";
 
 /** How a device is opened. */
 export interface DeviceOptions {
@@ -18,6 +20,8 @@ export interface DeviceOptions {
   readonly synchronousReadBack?: boolean;
   /** False does without subgroups even where the adapter has them. */
   readonly subgroups?: boolean;
+  /** Times every dispatch. */
+  readonly profiler?: Profiler;
 }
 
 /** A kernel ready to run: what a command encoder needs. */
@@ -45,8 +49,14 @@ export class Device implements Disposable {
   readonly #readBack: ReadBack;
   readonly #errors: ErrorWatch;
   readonly #pipelines: PipelineCache;
+  readonly #profiler: Profiler | undefined;
 
-  private constructor(gpu: GPUDevice, adapter: GPUAdapter, target: Target, synchronous: boolean) {
+  private constructor(
+    gpu: GPUDevice,
+    adapter: GPUAdapter,
+    target: Target,
+    { synchronousReadBack = true, profiler }: DeviceOptions,
+  ) {
     this.#gpu = gpu;
     this.target = target;
     this.adapterName = adapter.info.description || adapter.info.vendor || "unknown adapter";
@@ -57,7 +67,8 @@ export class Device implements Disposable {
       gpu,
       Math.min(gpu.limits.maxStorageBufferBindingSize, gpu.limits.maxBufferSize),
     );
-    this.#readBack = new ReadBack(gpu, synchronous);
+    this.#readBack = new ReadBack(gpu, synchronousReadBack);
+    this.#profiler = profiler;
   }
 
   /**
@@ -65,12 +76,15 @@ export class Device implements Disposable {
    *
    * @param options kernel family and fallbacks, for tests and odd adapters
    * @returns the device
-   * @throws GpuError when there is no adapter
+   * @throws GpuError when there is no adapter, or a profiler but no timestamps
    */
   static async open(options: DeviceOptions = {}): Promise<Device> {
-    const { synchronousReadBack = true, subgroups = true, family } = options;
+    const { subgroups = true, family, profiler } = options;
     const { gpu, adapter, target } = await openAdapter({ subgroups, family });
-    return new Device(gpu, adapter, target, synchronousReadBack);
+    if (profiler && !gpu.features.has("timestamp-query")) {
+      throw new GpuError("The adapter has no timestamps, which a profile needs");
+    }
+    return new Device(gpu, adapter, target, options);
   }
 
   /** Bytes of GPU memory in use. */
@@ -266,6 +280,10 @@ export class Device implements Disposable {
    * @param times how often to run the whole list
    */
   submit(dispatches: readonly Dispatch[], times = 1): void {
+    if (this.#profiler) {
+      for (let time = 0; time < times; time++) this.#profiler.submit(this.#gpu, dispatches);
+      return;
+    }
     const encoder = this.#gpu.createCommandEncoder();
     const pass = encoder.beginComputePass();
     for (let time = 0; time < times; time++) {
@@ -287,31 +305,12 @@ export class Device implements Disposable {
    */
   async time(dispatches: readonly Dispatch[]): Promise<number[] | undefined> {
     if (!this.#gpu.features.has("timestamp-query")) return undefined;
-    const count = 2 * dispatches.length;
-    const querySet = this.#gpu.createQuerySet({ type: "timestamp", count });
-    const usage = GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC;
-    const resolved = this.#gpu.createBuffer({ size: count * 8, usage, label: "timestamps" });
-    const encoder = this.#gpu.createCommandEncoder();
-    dispatches.forEach(({ pipeline, bindGroup, grid }, i) => {
-      const timestampWrites = {
-        querySet,
-        beginningOfPassWriteIndex: 2 * i,
-        endOfPassWriteIndex: 2 * i + 1,
-      };
-      const pass = encoder.beginComputePass({ timestampWrites });
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, bindGroup);
-      pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
-      pass.end();
-    });
-    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
-    this.#gpu.queue.submit([encoder.finish()]);
-    const bytes = await this.#readBack.read(resolved, 0, count * 8);
+    const times: number[] = [];
+    for (const work of submitTimed(this.#gpu, dispatches)) {
+      times.push(...await takeTimes(work, this.#readBack));
+    }
     await this.#errors.check();
-    const stamps = new BigUint64Array(bytes);
-    querySet.destroy();
-    resolved.destroy();
-    return dispatches.map((_, i) => Number(stamps[2 * i + 1]! - stamps[2 * i]!));
+    return times;
   }
 
   /**
@@ -368,6 +367,7 @@ export class Device implements Disposable {
       await this.#errors.check();
       throw new GpuError(`Cannot read "${tensor.label}": ${(error as Error).message}`);
     }
+    await this.#profiler?.collect(this.#readBack);
     await this.#errors.check();
     return bytes;
   }

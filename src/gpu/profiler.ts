@@ -1,0 +1,51 @@
+// Where the time of a device goes, kernel by kernel. A device that is opened with a profiler times every dispatch; each
+// runs in a pass of its own then, so a profiled run is slower than a plain one, its kernels are not.
+import type { Dispatch } from "./device.ts";
+import type { ReadBack } from "./read_back.ts";
+import { submitTimed, takeTimes, type TimedWork } from "./timestamps.ts";
+
+/** Time of all dispatches with one label. */
+export interface KernelTime {
+  readonly stage: string;
+  readonly label: string;
+  readonly dispatches: number;
+  readonly nanoseconds: number;
+}
+
+/** Adds up the device time of kernels by stage and label. */
+export class Profiler {
+  /** Name under which the work submitted from now on is counted. */
+  stage = "";
+  readonly #pending: { stage: string; work: TimedWork }[] = [];
+  readonly #times = new Map<string, KernelTime>();
+
+  /** What was collected so far, in the order in which the kernels first ran. */
+  get times(): readonly KernelTime[] {
+    return [...this.#times.values()];
+  }
+
+  /** Runs and times dispatches. Called by the device. */
+  submit(gpu: GPUDevice, dispatches: readonly Dispatch[]): void {
+    for (const work of submitTimed(gpu, dispatches)) {
+      this.#pending.push({ stage: this.stage, work });
+    }
+  }
+
+  /** Adds the times of everything submitted. Called by the device whenever it has waited for its work. */
+  async collect(readBack: ReadBack): Promise<void> {
+    for (const { stage, work } of this.#pending.splice(0)) {
+      const times = await takeTimes(work, readBack);
+      work.labels.forEach((label, i) => {
+        const key = `${stage}\n${label}`;
+        const { dispatches, nanoseconds } = this.#times.get(key) ??
+          { dispatches: 0, nanoseconds: 0 };
+        this.#times.set(key, {
+          stage,
+          label,
+          dispatches: dispatches + 1,
+          nanoseconds: nanoseconds + times[i]!,
+        });
+      });
+    }
+  }
+}

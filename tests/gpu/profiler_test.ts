@@ -1,0 +1,36 @@
+import assert from "node:assert/strict";
+import { Device } from "../../src/gpu/device.ts";
+import { Plan } from "../../src/gpu/plan.ts";
+import { Profiler } from "../../src/gpu/profiler.ts";
+import { doubleAndAdd } from "./_kernels.ts";
+
+Deno.test("a profiled device counts every dispatch by stage and label, and computes the same", async () => {
+  const profiler = new Profiler();
+  using device = await Device.open({ profiler });
+  const x = device.fromArray([4], [1, 2, 3, 4]);
+  const y = device.tensor([4]);
+  const kernel = doubleAndAdd(1);
+  using plan = new Plan(device);
+  plan.run(kernel, { x, y });
+  profiler.stage = "first";
+  plan.replay(3, 2);
+  profiler.stage = "second";
+  device.run(kernel, { x, y });
+  assert.deepEqual([...await device.read(y)], [3, 5, 7, 9]);
+  assert.deepEqual(
+    profiler.times.map(({ stage, label, dispatches }) => [stage, label, dispatches]),
+    [["first", kernel.label, 3], ["second", kernel.label, 1]],
+  );
+  for (const { nanoseconds } of profiler.times) assert.ok(nanoseconds > 0);
+});
+
+Deno.test("a profile takes more dispatches than a query set holds", async () => {
+  const profiler = new Profiler();
+  using device = await Device.open({ profiler });
+  const x = device.fromArray([4], [1, 2, 3, 4]);
+  const y = device.tensor([4]);
+  const kernel = doubleAndAdd(1);
+  device.submit(Array.from({ length: 2050 }, () => device.prepare(kernel, { x, y })));
+  await device.synchronize();
+  assert.equal(profiler.times[0]?.dispatches, 2050);
+});
