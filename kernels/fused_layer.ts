@@ -18,7 +18,7 @@ import {
   padded,
   type Target,
 } from "./kernel.ts";
-import { forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";
+import { forEachRow, planChunks, planRuns, reductionKernel } from "./reduce_partials.ts";
 
 const WORKGROUP = 64;
 
@@ -34,34 +34,22 @@ export interface FusedLayerSpec {
 }
 
 /** y = fakeQuantize(activation(x * scale + shift + residual)). Bindings: x, affine | bias, residual, qparams, y. */
-export function fusedLayerForward(spec: FusedLayerSpec): Kernel {
+export function fusedLayerForward(spec: FusedLayerSpec, target: Target): Kernel {
   const bindings = [...inputBindings(spec), write("y")];
-  const vectors = padded(spec.channels) / 4;
-  const total = spec.rows * vectors;
   let u = spec.activation ? activationForward(spec.activation, "z") : "z";
   if (spec.activation && !activationKeepsZero(spec.activation)) {
     u = maskPadding(u, "channel", spec.channels);
   }
-  const code = /* wgsl */ `
-${declareBindings(bindings, { qparams: "f32" })}
-
-@compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
-    @builtin(local_invocation_index) local: u32) {
-  let i = ${flatIndex(WORKGROUP)};
-  if (i >= ${total}u) { return; }
-  let channel = i % ${vectors}u;
-  ${epilogueSetup(spec as Epilogue)}
-  let z = ${preActivation(spec)};
-  let u = ${u};
-  y[i] = ${spec.fakeQuantize ? fakeQuantize(spec.fakeQuantize, "u") : "u"};
-}`;
-  return {
+  return rowsKernel({
     label: `fused_layer_forward ${spec.rows}x${spec.channels}`,
-    code,
     bindings,
-    grid: grid1d(total, WORKGROUP),
-  };
+    ...spec,
+    setup: channelSetup(spec),
+    body: `let xi = x[i];
+    let z = ${preActivation(spec)};
+    let u = ${u};
+    y[i] = ${spec.fakeQuantize ? fakeQuantize(spec.fakeQuantize, "u") : "u"};`,
+  }, target);
 }
 
 /** How many chunks of rows the partial sums of the backward pass have. */
@@ -101,7 +89,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   if (id >= ${total}u) { return; }
   let channel = id % ${vectors}u;
   let chunk = id / ${vectors}u;
-  ${epilogueSetup(spec as Epilogue)}
+  ${channelSetup(spec)}
   ${affine ? `let mean = saved[channel]; let inverse_std = saved[channel + ${vectors}u];` : ""}
   var sum_dz = vec4f(0.0);
   var sum_dz_xhat = vec4f(0.0);
@@ -111,11 +99,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
       plan,
       `let i = row * ${vectors}u + channel;
     let g = dy[i];
+    let xi = x[i];
     let z = ${preActivation(spec)};
     ${gradientOfActivation(spec)}
     dz[i] = d;
     sum_dz += d;
-    ${affine ? "sum_dz_xhat += d * ((x[i] - mean) * inverse_std);" : ""}`,
+    ${affine ? "sum_dz_xhat += d * ((xi - mean) * inverse_std);" : ""}`,
     )
   }
   partials[(chunk * 3u) * ${vectors}u + channel] = sum_dz;
@@ -181,29 +170,54 @@ export function fusedLayerReduce(
  * Gradient through batch norm: dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)), the means being 0 once the
  * statistics are frozen. Bindings: x, saved, coefficients, dz, dx.
  */
-export function batchNormBackward(spec: { rows: number; channels: number }): Kernel {
+export function batchNormBackward(
+  spec: { rows: number; channels: number },
+  target: Target,
+): Kernel {
   const vectors = padded(spec.channels) / 4;
-  const total = spec.rows * vectors;
   const bindings = [read("x"), read("saved"), read("coefficients"), read("dz"), write("dx")];
+  return rowsKernel({
+    label: `batch_norm_backward ${spec.rows}x${spec.channels}`,
+    bindings,
+    ...spec,
+    setup: `let mean = saved[channel];
+  let scale = coefficients[channel];
+  // scale * (dz - c1 - (x - mean) / std * c2) = scale * dz - (x - mean) * slope - offset
+  let offset = scale * coefficients[channel + ${vectors}u];
+  let slope = scale * saved[channel + ${vectors}u] * coefficients[channel + ${2 * vectors}u];`,
+    body: "dx[i] = scale * dz[i] - (x[i] - mean) * slope - offset;",
+  }, target);
+}
+
+/** A kernel that runs `body` for every vec4 `i` of [rows, channels], what a channel needs loaded once by `setup`. */
+function rowsKernel(
+  { label, bindings, rows, channels, setup, body }: {
+    readonly label: string;
+    readonly bindings: readonly Binding[];
+    readonly rows: number;
+    readonly channels: number;
+    readonly setup: string;
+    readonly body: string;
+  },
+  target: Target,
+): Kernel {
+  const vectors = padded(channels) / 4;
+  const plan = planRuns(rows, vectors, target);
+  const total = plan.chunks * vectors;
   const code = /* wgsl */ `
-${declareBindings(bindings)}
+${declareBindings(bindings, { qparams: "f32" })}
 
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
     @builtin(local_invocation_index) local: u32) {
-  let i = ${flatIndex(WORKGROUP)};
-  if (i >= ${total}u) { return; }
-  let channel = i % ${vectors}u;
-  let xhat = (x[i] - saved[channel]) * saved[channel + ${vectors}u];
-  dx[i] = coefficients[channel] *
-    (dz[i] - coefficients[channel + ${vectors}u] - xhat * coefficients[channel + ${2 * vectors}u]);
+  let id = ${flatIndex(WORKGROUP)};
+  if (id >= ${total}u) { return; }
+  let channel = id % ${vectors}u;
+  let chunk = id / ${vectors}u;
+  ${setup}
+  ${forEachRow(plan, `let i = row * ${vectors}u + channel;\n    ${body}`)}
 }`;
-  return {
-    label: `batch_norm_backward ${spec.rows}x${spec.channels}`,
-    code,
-    bindings,
-    grid: grid1d(total, WORKGROUP),
-  };
+  return { label, code, bindings, grid: grid1d(total, WORKGROUP) };
 }
 
 function read(name: string): Binding {
@@ -223,13 +237,20 @@ function inputBindings(spec: FusedLayerSpec): Binding[] {
   ];
 }
 
-function preActivation(spec: FusedLayerSpec): string {
+/** Statements that load what {@linkcode preActivation} and the quantizer need of a channel. */
+function channelSetup(spec: FusedLayerSpec): string {
   const vectors = padded(spec.channels) / 4;
   const input = {
-    affine: `x[i] * affine[channel] + affine[channel + ${vectors}u]`,
-    bias: "x[i] + bias[channel]",
-    plain: "x[i]",
+    affine: `let scale = affine[channel]; let shift = affine[channel + ${vectors}u];`,
+    bias: "let shift = bias[channel];",
+    plain: "",
   }[spec.input];
+  return `${input}\n  ${epilogueSetup(spec as Epilogue)}`;
+}
+
+/** z of the element `xi` at `i`. */
+function preActivation(spec: FusedLayerSpec): string {
+  const input = { affine: "xi * scale + shift", bias: "xi + shift", plain: "xi" }[spec.input];
   return spec.residual ? `${input} + residual[i]` : input;
 }
 

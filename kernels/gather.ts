@@ -1,6 +1,6 @@
 // Mini-batches picked from a data set that lies on the GPU in one or more chunks (a binding is limited, 128 MiB on
 // lavapipe): row b of the batch is row indices[step * batch + b] of the set; each chunk's kernel copies the rows it has.
-import { declareBindings, flatIndex, grid1d, type Kernel } from "./kernel.ts";
+import { declareBindings, grid1d, type Kernel, range } from "./kernel.ts";
 
 /** A mini-batch and one chunk of the data set. */
 export interface GatherSpec {
@@ -30,21 +30,31 @@ export function gatherBatch(
     { name: "state", access: "read" },
     { name: "y", access: "read_write" },
   ] as const;
-  const total = batch * rowSize;
+  // An invocation copies up to 8 vec4s of one row, a workgroup's width apart: the index is looked up once for all.
+  const run = Math.min(8, Math.ceil(rowSize / 64));
+  const parts = Math.ceil(rowSize / (64 * run));
+  const copies = range(run).map((r) => {
+    const guard = rowSize % (64 * run) === 0 ? "" : `if (begin + ${64 * r}u < ${rowSize}u) `;
+    return `${guard}{ y[to + begin + ${64 * r}u] = x[first + begin + ${64 * r}u]; }`;
+  });
   const code = /* wgsl */ `
 ${declareBindings(bindings, { indices: "u32", state: "f32" })}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
     @builtin(local_invocation_index) local: u32) {
-  let i = ${flatIndex(64)};
-  if (i >= ${total}u) { return; }
-  let step = u32(state[0]) % ${steps}u;
-  let row = indices[step * ${batch}u + i / ${rowSize}u];
+  let id = workgroup.y * groups.x + workgroup.x;
+  if (id >= ${batch * parts}u) { return; }
+  let b = id / ${parts}u;
+  let begin = (id % ${parts}u) * ${64 * run}u + local;
+  let row = indices[(u32(state[0]) % ${steps}u) * ${batch}u + b];
   if (row < ${firstRow}u || row >= ${firstRow + rows}u) { return; }
-  y[i] = x[(row - ${firstRow}u) * ${rowSize}u + i % ${rowSize}u];
+  let first = (row - ${firstRow}u) * ${rowSize}u;
+  let to = b * ${rowSize}u;
+  ${copies.join("\n  ")}
 }`;
-  return { label: `gather_batch ${batch}x${rowSize}`, code, bindings, grid: grid1d(total, 64) };
+  const grid = grid1d(batch * parts, 1);
+  return { label: `gather_batch ${batch}x${rowSize}`, code, bindings, grid };
 }
 
 /** Words of a table that belong to a step. */

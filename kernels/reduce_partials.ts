@@ -32,6 +32,21 @@ export function planChunks(rows: number, quads: number, target: Target): ChunkPl
 }
 
 /**
+ * As {@linkcode planChunks}, for kernels that only map: short runs of rows, so that what is loaded once for a channel is
+ * shared by some rows and the work still spreads evenly.
+ *
+ * @param rows rows to map
+ * @param quads vec4s in a row
+ * @param target the adapter
+ * @returns the plan; no chunk is empty
+ */
+export function planRuns(rows: number, quads: number, target: Target): ChunkPlan {
+  const fewest = Math.ceil((target.family === "software" ? 1024 : 32768) / quads);
+  const run = Math.max(1, Math.min(8, Math.floor(rows / fewest)));
+  return { rows, chunks: Math.ceil(rows / run) };
+}
+
+/**
  * WGSL that runs `body` for every row of a chunk, in order, unrolled by four.
  *
  * @param plan rows and chunks

@@ -21,10 +21,10 @@ export function fakeQuantizeInput(
   if (quantizer === undefined) return x;
   const y = recorder.tensor(x.shape, `quantized ${x.label}`);
   const spec = { ...rowsAndChannels(x.shape), input: "plain", residual: false } as const;
-  recorder.run(fusedLayerForward({ ...spec, fakeQuantize: quantizer.grid }), {
-    x,
-    qparams: quantizer.qparams,
-    y,
-  });
+  const kernel = fusedLayerForward(
+    { ...spec, fakeQuantize: quantizer.grid },
+    recorder.device.target,
+  );
+  recorder.run(kernel, { x, qparams: quantizer.qparams, y });
   return y;
 }

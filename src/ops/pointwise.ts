@@ -66,7 +66,7 @@ export function recordPointwise(
     ...(quantizer && { qparams: quantizer.qparams }),
   };
   const y = recorder.tensor(x.shape, label);
-  recorder.run(fusedLayerForward(spec), { ...forward, y });
+  recorder.run(fusedLayerForward(spec, target), { ...forward, y });
   if (tape === undefined) return y;
 
   const trains = batchNorm !== undefined || bias?.gradient !== undefined ||
@@ -105,7 +105,13 @@ export function recordPointwise(
       tape.give(
         x,
         (dx) =>
-          recorder.run(batchNormBackward({ rows, channels }), { x, saved, coefficients, dz, dx }),
+          recorder.run(batchNormBackward({ rows, channels }, target), {
+            x,
+            saved,
+            coefficients,
+            dz,
+            dx,
+          }),
       );
     } else {
       tape.share(x, dz);

@@ -25,7 +25,9 @@ for (const activation of ACTIVATIONS) {
     const x = Float64Array.from([...MODERATE, ...LARGE]);
     const spec = { rows: 2, channels: 63, input: "plain", residual: false, activation } as const;
     const inputs = { x: { shape, data: x } };
-    const { y } = await runKernel(device, fusedLayerForward(spec), inputs, { y: shape });
+    const { y } = await runKernel(device, fusedLayerForward(spec, device.target), inputs, {
+      y: shape,
+    });
     // the polynomial of gelu is good to 1.5e-7 of x; the rest is exp in float32, at most 2^-21 relative
     const forward = { rtol: 2e-6, atol: 2e-6 };
     const moderate = MODERATE.map((value) => activationReference(activation, value));

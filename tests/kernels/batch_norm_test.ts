@@ -53,7 +53,7 @@ for (const [rows, channels] of SHAPES) {
         const coefficients = { shape: [3, channels], data: gradients.coefficients! };
         const { dx } = await runKernel(
           device,
-          batchNormBackward({ rows, channels }),
+          batchNormBackward({ rows, channels }, device.target),
           { ...inputs, coefficients },
           { dx: shape },
         );

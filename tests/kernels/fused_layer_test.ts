@@ -58,7 +58,9 @@ async function checkLayer(device: Device, spec: FusedLayerSpec): Promise<void> {
     ...(spec.residual && { residual: array(data.residual, shape) }),
     ...(fakeQuantize && { qparams: { shape: [4], data: [SCALE, ZERO_POINT, 0, 0] } }),
   };
-  const { y } = await runKernel(device, fusedLayerForward(spec), inputs, { y: shape });
+  const { y } = await runKernel(device, fusedLayerForward(spec, device.target), inputs, {
+    y: shape,
+  });
   const host = Array.from(data.z, (z) => element(spec, z));
   // one multiplication and two additions in float32; codes are exact because u is away from ties
   const tolerance = { rtol: 1e-6, atol: 1e-6 };
@@ -148,10 +150,10 @@ forEachTarget("batchNormBackward() after a fused layer is the derivative", async
     t.partials = device.tensor([3 * fusedLayerChunks(spec, device.target), channels]);
     const statistics = { rows, channels, epsilon, momentum: 0.1 };
     const kernels = [
-      fusedLayerForward(spec),
+      fusedLayerForward(spec, device.target),
       fusedLayerBackward(spec, device.target),
       fusedLayerReduce(spec, { dshift: true, dscale: true, scaleSums: false }, device.target),
-      batchNormBackward({ rows, channels }),
+      batchNormBackward({ rows, channels }, device.target),
     ];
     const { gamma, beta, running_mean, running_variance, state, x, affine, saved } = t;
     device.run(batchNormStatistics(statistics, device.target), {
