@@ -24,6 +24,7 @@
 export * from "./src/core/errors.ts";
 export * from "./src/core/nd_array.ts";
 export { Device, type DeviceOptions, type Dispatch } from "./src/gpu/device.ts";
+export { type KernelTime, Profiler } from "./src/gpu/profiler.ts";
 export type { Tensor } from "./src/gpu/tensor.ts";
 export type { Access, Binding, Kernel, KernelSequence, Target } from "./kernels/kernel.ts";
 export type { Attribute, Graph, Node, ValueInfo } from "./src/graph/graph.ts";

@@ -6,16 +6,20 @@ import { submitTimed, takeTimes, type TimedWork } from "./timestamps.ts";
 
 /** Time of all dispatches with one label. */
 export interface KernelTime {
+  /** The profiler's stage when the dispatches were submitted. */
   readonly stage: string;
+  /** The kernel's label. */
   readonly label: string;
+  /** How many there were. */
   readonly dispatches: number;
+  /** All of them together. */
   readonly nanoseconds: number;
 }
 
 /** Adds up the device time of kernels by stage and label. */
 export class Profiler {
   /** Name under which the work submitted from now on is counted. */
-  stage = "";
+  stage: string = "";
   readonly #pending: { stage: string; work: TimedWork }[] = [];
   readonly #times = new Map<string, KernelTime>();
 
@@ -24,14 +28,22 @@ export class Profiler {
     return [...this.#times.values()];
   }
 
-  /** Runs and times dispatches. Called by the device. */
+  /**
+   * Runs and times dispatches. Called by the device.
+   *
+   * @internal
+   */
   submit(gpu: GPUDevice, dispatches: readonly Dispatch[]): void {
     for (const work of submitTimed(gpu, dispatches)) {
       this.#pending.push({ stage: this.stage, work });
     }
   }
 
-  /** Adds the times of everything submitted. Called by the device whenever it has waited for its work. */
+  /**
+   * Adds the times of everything submitted. Called by the device whenever it has waited for its work.
+   *
+   * @internal
+   */
   async collect(readBack: ReadBack): Promise<void> {
     for (const { stage, work } of this.#pending.splice(0)) {
       const times = await takeTimes(work, readBack);
