@@ -1,7 +1,8 @@
 // Unit after unit: the student's unit learns to give what the teacher's gives, on inputs that come from the student's
-// own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse on
-// held-out inputs than its PTQ start is rolled back. The recipe: straight-through latent weights with learned scales, the
-// error measured behind the unit's output quantizer and divided by the target's variance, batch norm live at first.
+// own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse
+// on held-out inputs than its PTQ start is rolled back. The recipe: straight-through latent weights with learned scales,
+// the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
+// low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
 import { meanSquaredError } from "../../kernels/mse.ts";
 import { batchTable } from "../data/sampler.ts";
@@ -13,6 +14,7 @@ import type { LearningRates } from "../quant/training_parameters.ts";
 import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
+import { batchNormPolicy } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
 import { batchNormLiveSteps, train } from "./training.ts";
 
@@ -85,8 +87,8 @@ export async function distillUnits(
 
 /** Learning rates of the recipe; its own number scales all of them. */
 export function learningRates(session: Session): LearningRates {
-  const { recipe, network } = session;
-  const folded = network.batchNorms.size === 0 && recipe.batchNorm === "folded";
+  const { recipe } = session;
+  const folded = batchNormPolicy(recipe) === "folded";
   const base = recipe.weightQuantizer === "softRounding" ? 0.01 : folded ? 0.01 : 0.02;
   const factor = (recipe.learningRate ?? base) / base;
   return {

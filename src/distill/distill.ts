@@ -12,7 +12,7 @@ import { RowSet } from "./frontier.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
 import { type Network, prepareNetwork } from "./network.ts";
-import { parseRecipe, type Recipe } from "./recipe.ts";
+import { batchNormPolicy, parseRecipe, type Recipe } from "./recipe.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
 import type { Progress, Samples, Session } from "./session.ts";
 import { augmentedCopies } from "./augmentation.ts";
@@ -91,7 +91,7 @@ async function run(
   { onProgress = () => {}, signal, teacherClasses = new WeakMap() }: DistillOptions,
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
-  const network = prepareNetwork(model, recipe, recipe.batchNorm !== "folded");
+  const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
   const batch = fittingBatch(device, network.trained, recipe.batchSize);
   const samples = uploadSamples(device, network, data, recipe);
   using teacher = teacherValues(device, network);

@@ -40,8 +40,6 @@ export interface NetworkTraining {
   readonly losses: NetworkLosses;
   readonly steps: number;
   readonly rates: LearningRates;
-  /** What the recipe's batch norm policy "auto" means, `live` by default. */
-  readonly batchNorm?: "live" | "frozen";
 }
 
 /**
@@ -91,7 +89,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     batch,
     rates: training.rates,
     weightQuantizer: recipe.weightQuantizer,
-    batchNormLiveSteps: batchNormLiveSteps(recipe, steps, training.batchNorm),
+    batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep,
     terms,
     onStep: (done, loss) => session.report({ stage, done, total: steps, loss }),

@@ -73,6 +73,21 @@ export interface Recipe {
   readonly out: string | null;
 }
 
+/**
+ * The batch norm policy that a recipe means.
+ *
+ * @param recipe complete
+ * @returns its own policy, or what was measured to be best: at 4 bits and more batch norm is folded into the weights
+ * before training; below that its statistics have to follow the student's; QAT keeps it frozen
+ */
+export function batchNormPolicy(
+  { batchNorm, method, weightBits, activationBits }: Recipe,
+): Exclude<Recipe["batchNorm"], "auto"> {
+  if (batchNorm !== "auto") return batchNorm;
+  if (method === "qat") return "frozen";
+  return Math.min(weightBits, activationBits) >= 4 ? "folded" : "live";
+}
+
 const bits = (about: string) => z.int().min(2).max(8).default(8).describe(about);
 const path = (about: string) => z.string().min(1).nullable().default(null).describe(about);
 const numbers = (value: number, about: string) =>
@@ -123,7 +138,9 @@ const recipeSchema = z.strictObject({
   activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
     .describe("how the activations' ranges start"),
   batchNorm: z.enum(["auto", "live", "frozen", "folded"]).default("auto")
-    .describe('batch norm of the student while it trains; "auto" = live, frozen for method "qat"'),
+    .describe(
+      'batch norm of the student while it trains; "auto" = frozen for method "qat", else folded from 4 bits on, live below',
+    ),
   teacherWeight: z.number().min(0).max(1).default(0.5)
     .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
   inputMode: z.enum(["student", "teacher", "mixed"]).default("student")

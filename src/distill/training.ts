@@ -20,7 +20,7 @@ import type { Student } from "../quant/student.ts";
 import { type LearningRates, TrainingParameters } from "../quant/training_parameters.ts";
 import { graphOf, type NetworkValues, type Part } from "./inference.ts";
 import { shapesForBatch } from "./network.ts";
-import type { Recipe } from "./recipe.ts";
+import { batchNormPolicy, type Recipe } from "./recipe.ts";
 
 /** What the losses of a step are recorded with. */
 export interface LossContext {
@@ -105,16 +105,10 @@ const STEPS_PER_LOOK = 10;
  *
  * @param recipe whose policy decides
  * @param steps of the training run
- * @param auto what the policy "auto" means to the method
  * @returns the first so many steps
  */
-export function batchNormLiveSteps(
-  { batchNorm }: Recipe,
-  steps: number,
-  auto: "live" | "frozen" = "live",
-): number {
-  const policy = batchNorm === "auto" ? auto : batchNorm;
-  return policy === "live" ? Math.floor(BATCH_NORM_LIVE * steps) : 0;
+export function batchNormLiveSteps(recipe: Recipe, steps: number): number {
+  return batchNormPolicy(recipe) === "live" ? Math.floor(BATCH_NORM_LIVE * steps) : 0;
 }
 
 /**

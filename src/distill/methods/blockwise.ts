@@ -1,6 +1,6 @@
 // Distillation block by block (the default): units are cut where exactly one tensor is live, so a residual block is one
-// unit. Where it was measured to help, at 2-bit and at 4- to 7-bit activations, the whole network is distilled behind it:
-// blocks cannot see how their errors add up.
+// unit. Where it was measured to help, at 2-bit activations, the whole network is distilled behind it: blocks cannot see
+// how their errors add up.
 import { cutIntoBlocks } from "../../graph/blocks.ts";
 import { distillUnits } from "../block_loop.ts";
 import type { Method } from "../session.ts";
@@ -19,9 +19,8 @@ export const blockwise: Method = async (session) => {
   if (steps > 0) await networkStage(session, blocks, { ...stage, steps });
 };
 
-/** What was best on average for the number of levels: with few, long and bold; with more, short and careful. */
+/** What was best on average: with four levels long and bold; more levels gain nothing from it. */
 function stageFor(activationBits: number): NetworkStageOptions {
   if (activationBits === 2) return { steps: 400, factor: 1.5, blockWeight: 8 };
-  const steps = activationBits >= 4 && activationBits < 8 ? 100 : 0;
-  return { steps, factor: 0.25, blockWeight: 8 };
+  return { steps: 0, factor: 0.25, blockWeight: 8 };
 }

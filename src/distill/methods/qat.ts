@@ -36,6 +36,5 @@ export const qat: Method = (session) => {
     losses,
     steps: recipe.steps ?? Math.max(LEAST_STEPS, epochs),
     rates: networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS),
-    batchNorm: "frozen",
   });
 };
