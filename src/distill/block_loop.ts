@@ -60,7 +60,7 @@ export async function distillUnits(
     move(session, frontiers.heldOutTeacher, heldOutTargets, alive);
     if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
     const layers = unit.nodes.map((node) => node.name).filter((n) => session.student.layers.has(n));
-    const before = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
+    const start = await deploy(session, teacherPart, frontiers, heldOutTargets);
     const restore = snapshot(session.student, teacherPart);
     await trainUnit(session, unit, layers, frontiers, targets, {
       steps,
@@ -68,19 +68,22 @@ export async function distillUnits(
       onStep: (done, loss) =>
         session.report({ stage, unit: unit.name, done: i * steps + done, total, loss }),
     });
-    const after = await heldOutError(session, teacherPart, frontiers, heldOutTargets);
-    if (samples.heldOut.rows > 0 && !(after < before)) {
+    const trained = await deploy(session, teacherPart, frontiers, heldOutTargets);
+    const rollBack = samples.heldOut.rows > 0 && !(trained.mse < start.mse);
+    if (rollBack) {
       restore();
       for (const layer of layers) session.rolledBack.add(layer);
     }
-    const values = studentValues(session.device, network, session.student, teacherPart);
-    const studentOutputs = forward(session, teacherPart, frontiers.student, values);
-    const heldOutOutputs = forward(session, teacherPart, frontiers.heldOutStudent, values);
-    values[Symbol.dispose]();
+    const [kept, dropped] = rollBack ? [start, trained] : [trained, start];
+    for (const set of dropped.outputs.values()) set[Symbol.dispose]();
     move(session, frontiers.teacher, targets, needed);
     move(session, frontiers.heldOutTeacher, heldOutTargets, needed);
-    move(session, frontiers.student, studentOutputs, needed);
-    move(session, frontiers.heldOutStudent, heldOutOutputs, needed);
+    move(session, frontiers.heldOutStudent, kept.outputs, needed);
+    using values = studentValues(session.device, network, session.student, teacherPart);
+    const outputs = needed.size === 0
+      ? new Map()
+      : forward(session, teacherPart, frontiers.student, values);
+    move(session, frontiers.student, outputs, needed);
     session.device.trim();
   }
 }
@@ -180,21 +183,20 @@ function forward(
   return advance(session.device, part, values, from, session.batch);
 }
 
-/** Mean squared error of the deployed unit on held-out samples. */
-async function heldOutError(
+/** Held-out outputs of the deployed unit, and their mean squared error. */
+async function deploy(
   session: Session,
   part: Part,
   { heldOutStudent }: Frontiers,
   targets: Frontier,
-): Promise<number> {
-  const { device, network, student, batch } = session;
+): Promise<{ readonly outputs: Frontier; readonly mse: number }> {
+  const { device, network, samples, student, batch } = session;
   const output = part.outputs[0]!;
-  if (session.samples.heldOut.rows === 0) return NaN;
   using values = studentValues(device, network, student, part);
   const outputs = forward(session, part, heldOutStudent, values);
+  if (samples.heldOut.rows === 0) return { outputs, mse: NaN };
   const { mse } = await compareRows(device, outputs.get(output)!, targets.get(output)!, batch);
-  for (const set of outputs.values()) set[Symbol.dispose]();
-  return mse;
+  return { outputs, mse };
 }
 
 /** Remembers the state of a part; the result puts it back. */
