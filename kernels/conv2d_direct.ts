@@ -5,8 +5,8 @@ import {
   type Epilogue,
   epilogueBindings,
   epilogueSetup,
+  epilogueStore,
   epilogueTypes,
-  epilogueValue,
 } from "./epilogue.ts";
 import {
   type Binding,
@@ -48,14 +48,15 @@ export function directForward(spec: Conv2dSpec, epilogue: Epilogue): Kernel {
     sum[i] = total;
   }
   ${epilogueSetup(epilogue)}
-  y[flat] = ${
-    epilogueValue(epilogue, {
+  ${
+    epilogueStore(epilogue, {
       value: "sum",
+      output: "y",
       index: "flat",
       channel: "channel",
       channels: spec.outChannels,
     })
-  };`;
+  }`;
   return direct(
     `conv2d_forward ${shapeLabel(spec)}`,
     [

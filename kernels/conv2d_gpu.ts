@@ -3,7 +3,7 @@
 // channels and of pixels; the next tile is fetched into registers while the current one is multiplied. Columns of the
 // tiles are permuted by xor with their depth, which spreads the transposing stores over the memory banks.
 import type { TapAxis, TapConvolution } from "./conv2d_plan.ts";
-import { epilogueBindings, epilogueSetup, epilogueTypes, epilogueValue } from "./epilogue.ts";
+import { epilogueBindings, epilogueSetup, epilogueStore, epilogueTypes } from "./epilogue.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -290,16 +290,15 @@ function store(
         const channel = `(group * ${channelVectors}u + m4 + mine_m + ${i * across}u)`;
         const index = `(at${j}_${p} + ${channel})`;
         // Rows of w past the last channel were loaded as zeros, so padded channels hold zeros.
-        const value = epilogueValue(epilogue, {
+        const store = epilogueStore(epilogue, {
           value: `c${i}_${j}_${p}`,
+          output: outputName,
           index,
           channel,
           channels: channels * group,
         });
         lines.push(
-          `if (${flat} < ${pixels}u && m4 + mine_m + ${
-            i * across
-          }u < ${channelVectors}u) { ${outputName}[${index}] = ${value}; }`,
+          `if (${flat} < ${pixels}u && m4 + mine_m + ${i * across}u < ${channelVectors}u) ${store}`,
         );
       }
     }

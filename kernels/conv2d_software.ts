@@ -2,7 +2,7 @@
 // pixels, all lanes share `tile.rows` output channels. Loads are the dear part there (each is a scalar loop over the
 // lanes), so a run's input columns are loaded once for all taps of a kernel row, and each weight vec4 is loaded by
 // one lane and handed to the others with subgroupShuffle. No barriers, no workgroup memory, literal shapes.
-import { epilogueBindings, epilogueSetup, epilogueTypes, epilogueValue } from "./epilogue.ts";
+import { epilogueBindings, epilogueSetup, epilogueStore, epilogueTypes } from "./epilogue.ts";
 import { leavesInput, type TapAxis, type TapConvolution } from "./conv2d_plan.ts";
 import { type Binding, COMPONENTS, declareBindings, type Kernel, padded, range } from "./kernel.ts";
 import type { Target } from "./kernel.ts";
@@ -355,14 +355,14 @@ ${body}
           const sums = range(4).map((c) => `c${i * 4 + c}_${g * run + j}`).join(", ");
           const value = channels % 4 ? `vec4f(${sums}) * kept${i}` : `vec4f(${sums})`;
           const index = `at${g}_${j} + channel${i}`;
-          const result = epilogueValue(epilogue, {
+          const store = epilogueStore(epilogue, {
             value,
+            output: outputName,
             index,
             channel: `channel${i}`,
             channels: channels * group,
           });
-          const store = `${outputName}[${index}] = ${result};`;
-          return wholeRows ? store : `if (m4 + ${i}u < ${vectors}u) { ${store} }`;
+          return wholeRows ? store : `if (m4 + ${i}u < ${vectors}u) ${store}`;
         });
         lines.push(`let at${g}_${j} = out${g} + ${j * columns.outputStep * vectors * group}u;`);
         if (guards.length > 0) lines.push(`if (${guards.join(" && ")}) {`);

@@ -15,8 +15,8 @@ import {
   type Epilogue,
   epilogueBindings,
   epilogueSetup,
+  epilogueStore,
   epilogueTypes,
-  epilogueValue,
 } from "./epilogue.ts";
 import {
   type Binding,
@@ -255,8 +255,9 @@ function store(convolution: TapConvolution, block: Block, vectors: number): stri
     );
     for (const j of range(block.width)) {
       const index = `at${i}_${j}`;
-      const value = epilogueValue(epilogue, {
+      const store = epilogueStore(epilogue, {
         value: `c${i}_${j}`,
+        output: outputName,
         index,
         channel: "channel",
         channels: group,
@@ -267,9 +268,7 @@ function store(convolution: TapConvolution, block: Block, vectors: number): stri
       ].filter(Boolean);
       lines.push(
         `let ${index} = u32(out${i} + ${j * columns.outputStep}) * ${vectors}u + channel;`,
-        guards.length > 0
-          ? `if (${guards.join(" && ")}) { ${outputName}[${index}] = ${value}; }`
-          : `${outputName}[${index}] = ${value};`,
+        guards.length > 0 ? `if (${guards.join(" && ")}) ${store}` : store,
       );
     }
   }

@@ -1,5 +1,5 @@
 // What a convolution or GEMM does to its result before it stores it, so that no separate pass over memory is needed:
-// y = fakeQuantize(activation(value + bias + residual)). All of it works on vec4f over channels.
+// z = value + bias + residual, y = fakeQuantize(activation(z)). All of it works on vec4f over channels.
 import { type Activation, activationForward, activationKeepsZero, literal } from "./activation.ts";
 import type { Binding } from "./kernel.ts";
 
@@ -15,17 +15,20 @@ export interface Epilogue {
   readonly bias?: boolean;
   /** Binding `residual`, of the shape of y. */
   readonly residual?: boolean;
+  /** Binding `z`, of the shape of y: what a backward pass needs is stored too. */
+  readonly keepsPreActivation?: boolean;
   readonly activation?: Activation;
   /** Binding `qparams: [scale, zeroPoint]`. */
   readonly fakeQuantize?: QuantGrid;
 }
 
-/** The bindings an epilogue reads. */
+/** The bindings of an epilogue besides y. */
 export function epilogueBindings(epilogue: Epilogue): Binding[] {
   const bindings: Binding[] = [];
   if (epilogue.bias) bindings.push({ name: "bias", access: "read" });
   if (epilogue.residual) bindings.push({ name: "residual", access: "read" });
   if (epilogue.fakeQuantize) bindings.push({ name: "qparams", access: "read" });
+  if (epilogue.keepsPreActivation) bindings.push({ name: "z", access: "read_write" });
   return bindings;
 }
 
@@ -34,7 +37,7 @@ export function epilogueTypes(epilogue: Epilogue): Record<string, string> {
   return epilogue.fakeQuantize ? { qparams: "f32" } : {};
 }
 
-/** WGSL statements that run once an invocation, before {@linkcode epilogueValue}. */
+/** WGSL statements that run once an invocation, before {@linkcode epilogueStore}. */
 export function epilogueSetup(epilogue: Epilogue): string {
   return epilogue.fakeQuantize
     ? "let activation_scale = qparams[0]; let activation_zero_point = qparams[1];"
@@ -43,8 +46,10 @@ export function epilogueSetup(epilogue: Epilogue): string {
 
 /** Where an epilogue is applied. */
 export interface EpilogueSite {
-  /** WGSL expression of type vec4f. */
+  /** WGSL expression of type vec4f; zero in padded channels. */
   readonly value: string;
+  /** Name of the binding y. */
+  readonly output: string;
   /** WGSL u32 expression: vec4 index in y. */
   readonly index: string;
   /** WGSL u32 expression: vec4 index among the channels. */
@@ -54,22 +59,24 @@ export interface EpilogueSite {
 }
 
 /**
- * The value to store.
+ * Stores a value after the epilogue.
  *
  * @param epilogue what to fuse
  * @param site the value and where it goes
- * @returns a WGSL expression of type vec4f, zero in padded channels if `value` is
+ * @returns a WGSL statement; padded channels stay zero
  */
-export function epilogueValue(epilogue: Epilogue, site: EpilogueSite): string {
-  let value = site.value;
-  if (epilogue.bias) value = `(${value} + bias[${site.channel}])`;
-  if (epilogue.residual) value = `(${value} + residual[${site.index}])`;
-  if (epilogue.activation) value = activationForward(epilogue.activation, value);
-  if (epilogue.activation && !activationKeepsZero(epilogue.activation)) {
-    value = maskPadding(value, site.channel, site.channels);
+export function epilogueStore(epilogue: Epilogue, site: EpilogueSite): string {
+  const { value, output, index, channel, channels } = site;
+  const bias = epilogue.bias ? ` + bias[${channel}]` : "";
+  const residual = epilogue.residual ? ` + residual[${index}]` : "";
+  let y = "before";
+  if (epilogue.activation) {
+    y = activationForward(epilogue.activation, y);
+    if (!activationKeepsZero(epilogue.activation)) y = maskPadding(y, channel, channels);
   }
-  if (epilogue.fakeQuantize) value = fakeQuantize(epilogue.fakeQuantize, value);
-  return value;
+  if (epilogue.fakeQuantize) y = fakeQuantize(epilogue.fakeQuantize, y);
+  const keep = epilogue.keepsPreActivation ? ` z[${index}] = before;` : "";
+  return `{ let before = ${value}${bias}${residual};${keep} ${output}[${index}] = ${y}; }`;
 }
 
 /**

@@ -1,5 +1,5 @@
 // The pointwise end of a layer as one pass in each direction, for training (inference fuses it into the convolution):
-//   z = x * scale[c] + shift[c] + residual        (batch norm as an affine map, or bias alone as the shift)
+//   z = x * scale[c] + shift[c] + residual        (batch norm as an affine map; without it a layer has added its bias)
 //   u = activation(z);  y = fakeQuantize(u)
 // x, y, residual: [rows, C]; affine: [2, C] (scale, shift); saved: [2, C] (mean, 1/std); qparams: [scale, zeroPoint].
 import {
@@ -26,14 +26,14 @@ const WORKGROUP = 64;
 export interface FusedLayerSpec {
   readonly rows: number;
   readonly channels: number;
-  /** What precedes the residual: batch norm's `affine`, a `bias`, or nothing. */
-  readonly input: "affine" | "bias" | "plain";
+  /** Whether batch norm, as the binding `affine`, precedes the residual. */
+  readonly batchNorm: boolean;
   readonly residual: boolean;
   readonly activation?: Epilogue["activation"];
   readonly fakeQuantize?: Epilogue["fakeQuantize"];
 }
 
-/** y = fakeQuantize(activation(x * scale + shift + residual)). Bindings: x, affine | bias, residual, qparams, y. */
+/** y = fakeQuantize(activation(x * scale + shift + residual)). Bindings: x, affine, residual, qparams, y. */
 export function fusedLayerForward(spec: FusedLayerSpec, target: Target): Kernel {
   const bindings = [...inputBindings(spec), write("y")];
   let u = spec.activation ? activationForward(spec.activation, "z") : "z";
@@ -68,10 +68,10 @@ export function fusedLayerChunks(
  * the chunk's rows of dz, of dz * xhat (0 without batch norm) and of the terms of ds.
  */
 export function fusedLayerBackward(spec: FusedLayerSpec, target: Target): Kernel {
-  const affine = spec.input === "affine";
+  const { batchNorm } = spec;
   const bindings = [
     ...inputBindings(spec),
-    ...(affine ? [read("saved")] : []),
+    ...(batchNorm ? [read("saved")] : []),
     read("dy"),
     write("dz"),
     write("partials"),
@@ -90,7 +90,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   let channel = id % ${vectors}u;
   let chunk = id / ${vectors}u;
   ${channelSetup(spec)}
-  ${affine ? `let mean = saved[channel]; let inverse_std = saved[channel + ${vectors}u];` : ""}
+  ${batchNorm ? `let mean = saved[channel]; let inverse_std = saved[channel + ${vectors}u];` : ""}
   var sum_dz = vec4f(0.0);
   var sum_dz_xhat = vec4f(0.0);
   var sum_scale = vec4f(0.0);
@@ -104,7 +104,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
     ${gradientOfActivation(spec)}
     dz[i] = d;
     sum_dz += d;
-    ${affine ? "sum_dz_xhat += d * ((xi - mean) * inverse_std);" : ""}`,
+    ${batchNorm ? "sum_dz_xhat += d * ((xi - mean) * inverse_std);" : ""}`,
     )
   }
   partials[(chunk * 3u) * ${vectors}u + channel] = sum_dz;
@@ -136,7 +136,7 @@ export function fusedLayerReduce(
   wanted: FusedLayerResults,
   target: Target,
 ): Kernel {
-  const affine = spec.input === "affine";
+  const { batchNorm } = spec;
   const quads = padded(spec.channels) / 4;
   const chunks = fusedLayerChunks(spec, target);
   // state[4] is 1 while the mean and variance are those of the batch and so depend on x
@@ -148,11 +148,11 @@ export function fusedLayerReduce(
     label: `fused_layer_reduce ${chunks}x${spec.channels}`,
     bindings: [
       read("partials"),
-      ...(affine ? [read("affine"), read("state")] : []),
+      ...(batchNorm ? [read("affine"), read("state")] : []),
       ...(wanted.dshift ? [write("dshift")] : []),
       ...(wanted.dscale ? [write("dscale")] : []),
       ...(wanted.scaleSums ? [write("scale_sums")] : []),
-      ...(affine ? [write("coefficients")] : []),
+      ...(batchNorm ? [write("coefficients")] : []),
     ],
     types: { state: "f32" },
     chunks,
@@ -162,7 +162,7 @@ export function fusedLayerReduce(
     finish: `${wanted.dshift ? "dshift[o] = value0;" : ""}
   ${wanted.dscale ? "dscale[o] = value1;" : ""}
   ${wanted.scaleSums ? "scale_sums[o] = value2;" : ""}
-  ${affine ? coefficients : ""}`,
+  ${batchNorm ? coefficients : ""}`,
   }, target);
 }
 
@@ -231,27 +231,23 @@ function write(name: string): Binding {
 function inputBindings(spec: FusedLayerSpec): Binding[] {
   return [
     read("x"),
-    ...(spec.input === "plain" ? [] : [read(spec.input)]),
+    ...(spec.batchNorm ? [read("affine")] : []),
     ...(spec.residual ? [read("residual")] : []),
     ...(spec.fakeQuantize ? [read("qparams")] : []),
   ];
 }
 
 /** Statements that load what {@linkcode preActivation} and the quantizer need of a channel. */
-function channelSetup(spec: FusedLayerSpec): string {
-  const vectors = padded(spec.channels) / 4;
-  const input = {
-    affine: `let scale = affine[channel]; let shift = affine[channel + ${vectors}u];`,
-    bias: "let shift = bias[channel];",
-    plain: "",
-  }[spec.input];
-  return `${input}\n  ${epilogueSetup(spec as Epilogue)}`;
+function channelSetup({ channels, batchNorm, fakeQuantize }: FusedLayerSpec): string {
+  const affine = batchNorm
+    ? `let scale = affine[channel]; let shift = affine[channel + ${padded(channels) / 4}u];`
+    : "";
+  return `${affine}\n  ${epilogueSetup(fakeQuantize ? { fakeQuantize } : {})}`;
 }
 
 /** z of the element `xi` at `i`. */
-function preActivation(spec: FusedLayerSpec): string {
-  const input = { affine: "xi * scale + shift", bias: "xi + shift", plain: "xi" }[spec.input];
-  return spec.residual ? `${input} + residual[i]` : input;
+function preActivation({ batchNorm, residual }: FusedLayerSpec): string {
+  return `xi${batchNorm ? " * scale + shift" : ""}${residual ? " + residual[i]" : ""}`;
 }
 
 /** Statements that set `d` to dz and add to `sum_scale`, from `g` and `z`. */

@@ -6,8 +6,8 @@ import {
   type Epilogue,
   epilogueBindings,
   epilogueSetup,
+  epilogueStore,
   epilogueTypes,
-  epilogueValue,
 } from "./epilogue.ts";
 import { planGpuGemm } from "./gemm_gpu.ts";
 import type { GemmSpec } from "./gemm_plan.ts";
@@ -90,8 +90,7 @@ export function gemmBackwardB({ m, n, k, transposeA, transposeB }: GemmSpec): Ge
 /** Statements that put `sum` through the epilogue and into y. Products of clamped rows in padded columns become zeros. */
 function finishStore(spec: GemmSpec, epilogue: Epilogue): (sum: string) => string {
   const width = padded(spec.n) / 4;
-  const at = { value: "product", index: "index", channel: "column", channels: spec.n };
-  const value = epilogueValue(epilogue, at);
+  const at = { output: "y", index: "index", channel: "column", channels: spec.n };
   return (sum) => {
     const kept = range(4).map((c) =>
       width * 4 - 4 + c < spec.n ? `${sum}.${COMPONENTS[c]}` : "0.0"
@@ -99,7 +98,8 @@ function finishStore(spec: GemmSpec, epilogue: Epilogue): (sum: string) => strin
     const masked = spec.n % 4 === 0
       ? sum
       : `select(${sum}, vec4f(${kept.join(", ")}), column == ${width - 1}u)`;
-    return `let index = row * ${width}u + column; let product = ${masked}; y[index] = ${value};`;
+    const store = epilogueStore(epilogue, { value: masked, ...at });
+    return `let index = row * ${width}u + column; ${store}`;
   };
 }
 

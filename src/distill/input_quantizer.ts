@@ -20,7 +20,7 @@ export function fakeQuantizeInput(
 ): Tensor {
   if (quantizer === undefined) return x;
   const y = recorder.tensor(x.shape, `quantized ${x.label}`);
-  const spec = { ...rowsAndChannels(x.shape), input: "plain", residual: false } as const;
+  const spec = { ...rowsAndChannels(x.shape), batchNorm: false, residual: false } as const;
   const kernel = fusedLayerForward(
     { ...spec, fakeQuantize: quantizer.grid },
     recorder.device.target,

@@ -1,6 +1,6 @@
 // A layer: convolution or Gemm with what follows it (batch norm or bias, residual, activation, fake quantization).
-// Without a tape everything after the multiplication is fused into its epilogue; with a tape the pre-activation is
-// kept, because the quantizer's and the batch norm's gradients need it.
+// Everything after the multiplication is fused into its epilogue, which keeps the pre-activation for a tape; only a live
+// batch norm has to see the whole result first.
 import {
   conv2dBackwardInput,
   conv2dBackwardWeight,
@@ -28,7 +28,7 @@ import {
   type Trainable,
   valueOf,
 } from "./context.ts";
-import { recordPointwise } from "./pointwise.ts";
+import { pushPointwise, recordPointwise } from "./pointwise.ts";
 
 /** The multiplication of a layer with its two gradients. */
 interface Linear {
@@ -55,60 +55,60 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
     throw new TypeError(`Batch norm "${batchNorm.name}" must be folded before it is executed`);
   }
   const bias = biasName === "" || live ? undefined : context.parameter(biasName);
+  const residualValue = residual && valueOf(context, residual.input);
   const end = {
-    batchNorm: live,
-    bias,
-    residual: residual && valueOf(context, residual.input),
     activation: activation && activationOf(activation),
     quantizer: context.quantizer(output),
   };
   const linear = linearOf(context, layer, recorder.device.target);
   const shape = shapeOf(context, output);
-  if (tape === undefined) {
-    const y = recorder.tensor(shape, output);
-    const epilogue: Epilogue = {
-      bias: bias !== undefined,
-      residual: end.residual !== undefined,
-      ...(end.activation && { activation: end.activation }),
-      ...(end.quantizer && { fakeQuantize: end.quantizer.grid }),
-    };
-    recorder.run(linear.forward(epilogue), {
-      x,
-      w: weight.value,
-      ...(bias && { bias: bias.value }),
-      ...(end.residual && { residual: end.residual }),
-      ...(end.quantizer && { qparams: end.quantizer.qparams }),
-      y,
-    });
-    context.values.set(output, y);
+  if (live) {
+    const z = recorder.tensor(shape, layer.name);
+    recorder.run(linear.forward({}), { x, w: weight.value, y: z });
+    pushLinear(context, linear, x, weight, z);
+    const normalized = { ...end, batchNorm: live, residual: residualValue };
+    context.values.set(output, recordPointwise(context, z, normalized, output));
     return;
   }
-  const z = recordLinear(context, linear, x, weight, shape, layer.name);
-  context.values.set(output, recordPointwise(context, z, end, output));
+  const y = recorder.tensor(shape, output);
+  const fused = bias || residualValue || end.activation || end.quantizer;
+  const z = tape && fused ? recorder.tensor(shape, layer.name) : y;
+  const epilogue: Epilogue = {
+    bias: bias !== undefined,
+    residual: residualValue !== undefined,
+    keepsPreActivation: z !== y,
+    ...(end.activation && { activation: end.activation }),
+    ...(end.quantizer && { fakeQuantize: end.quantizer.grid }),
+  };
+  recorder.run(linear.forward(epilogue), {
+    x,
+    w: weight.value,
+    ...(bias && { bias: bias.value }),
+    ...(residualValue && { residual: residualValue }),
+    ...(end.quantizer && { qparams: end.quantizer.qparams }),
+    ...(z !== y && { z }),
+    y,
+  });
+  pushLinear(context, linear, x, weight, z);
+  if (z !== y) pushPointwise(context, z, y, end, { residual: residualValue, bias, label: output });
+  context.values.set(output, y);
 }
 
-function recordLinear(
+/** Puts the derivative of a multiplication on the tape, where there is one. */
+function pushLinear(
   { recorder, tape }: OpContext,
   linear: Linear,
   x: Tensor,
   weight: Trainable,
-  shape: readonly number[],
-  label: string,
-): Tensor {
-  const y = recorder.tensor(shape, label);
-  recorder.run(linear.forward({}), { x, w: weight.value, y });
-  tape?.push(
-    [x],
-    y,
-    (dy) => {
-      if (weight.gradient) {
-        recorder.run(linear.backwardWeight(), { x, dy, dw: weight.gradient });
-      }
-      tape.give(x, (dx) => recorder.run(linear.backwardInput(), { dy, w: weight.value, dx }));
-    },
-    weight.gradient !== undefined,
-  );
-  return y;
+  y: Tensor,
+): void {
+  const trains = weight.gradient !== undefined;
+  tape?.push([x], y, (dy) => {
+    if (weight.gradient) {
+      recorder.run(linear.backwardWeight(), { x, dy, dw: weight.gradient });
+    }
+    tape.give(x, (dx) => recorder.run(linear.backwardInput(), { dy, w: weight.value, dx }));
+  }, trains);
 }
 
 function linearOf(context: OpContext, layer: Node, target: Target): Linear {

@@ -1,5 +1,5 @@
-// The pointwise end of a layer: batch norm or bias, residual, activation, fake quantization. Conv, Gemm and every
-// standalone pointwise node (BatchNormalization, Add, Relu ...) end here, so their gradients are derived once.
+// The pointwise end of a layer: batch norm, residual, activation, fake quantization. Conv, Gemm and every standalone
+// pointwise node (BatchNormalization, Add, Relu ...) end here, so their gradients are derived once.
 import type { Activation } from "../../kernels/activation.ts";
 import {
   batchNormBackward,
@@ -22,8 +22,6 @@ import {
 /** What follows a linear layer. */
 export interface PointwiseEnd {
   readonly batchNorm?: LiveBatchNorm | undefined;
-  /** [C]; only without batch norm. */
-  readonly bias?: Trainable | undefined;
   readonly residual?: Tensor | undefined;
   readonly activation?: Activation | undefined;
   readonly quantizer?: ActivationQuantizer | undefined;
@@ -44,33 +42,60 @@ export function recordPointwise(
   end: PointwiseEnd,
   label: string,
 ): Tensor {
-  const { recorder, tape } = context;
-  const { target } = recorder.device;
-  const { batchNorm, bias, residual, activation, quantizer } = end;
-  if (!batchNorm && !bias && !residual && !activation && !quantizer) return x;
-  const { rows, channels } = rowsAndChannels(x.shape);
-  const spec: FusedLayerSpec = {
-    rows,
-    channels,
-    input: batchNorm ? "affine" : bias ? "bias" : "plain",
-    residual: residual !== undefined,
-    ...(activation && { activation }),
-    ...(quantizer && { fakeQuantize: quantizer.grid }),
-  };
+  const { recorder } = context;
+  const { batchNorm, residual, activation, quantizer } = end;
+  if (!batchNorm && !residual && !activation && !quantizer) return x;
   const statistics = batchNorm && recordStatistics(context, x, batchNorm);
-  const forward = {
-    x,
-    ...(statistics && { affine: statistics.affine }),
-    ...(!batchNorm && bias && { bias: bias.value }),
-    ...(residual && { residual }),
-    ...(quantizer && { qparams: quantizer.qparams }),
-  };
   const y = recorder.tensor(x.shape, label);
-  recorder.run(fusedLayerForward(spec, target), { ...forward, y });
-  if (tape === undefined) return y;
+  const kernel = fusedLayerForward(specOf(x, end), recorder.device.target);
+  recorder.run(kernel, { ...readsOf(x, end, statistics), y });
+  pushPointwise(context, x, y, end, { residual, statistics, label });
+  return y;
+}
 
-  const trains = batchNorm !== undefined || bias?.gradient !== undefined ||
-    quantizer?.scaleSums !== undefined;
+/** How y came out of x, besides the pointwise end itself. */
+export interface PointwiseOrigin {
+  /** What shares the gradient of the sum; x may hold the sum already. */
+  readonly residual: Tensor | undefined;
+  /** [C]; a bias that x already holds. */
+  readonly bias?: Trainable | undefined;
+  readonly statistics?: BatchNormStatistics | undefined;
+  /** Name of y. */
+  readonly label: string;
+}
+
+/** Affine map and saved statistics of a batch norm, both [2, C]. */
+interface BatchNormStatistics {
+  readonly affine: Tensor;
+  readonly saved: Tensor;
+}
+
+/**
+ * Puts the derivative of a recorded pointwise end on the tape, where there is one.
+ *
+ * @param context where to record
+ * @param x what the end was applied to
+ * @param y the result
+ * @param end what was applied
+ * @param origin what else x and y came from
+ */
+export function pushPointwise(
+  context: OpContext,
+  x: Tensor,
+  y: Tensor,
+  end: PointwiseEnd,
+  { residual, bias, statistics, label }: PointwiseOrigin,
+): void {
+  const { recorder, tape } = context;
+  if (tape === undefined) return;
+  const { target } = recorder.device;
+  const { batchNorm, quantizer } = end;
+  const spec = specOf(x, end);
+  const { rows, channels } = spec;
+  const dshift = batchNorm ? batchNorm.beta.gradient : bias?.gradient;
+  const dscale = batchNorm?.gamma.gradient;
+  const scaleSums = quantizer?.scaleSums;
+  const trains = batchNorm !== undefined || dshift !== undefined || scaleSums !== undefined;
   tape.push(residual ? [x, residual] : [x], y, (dy) => {
     const dz = recorder.tensor(x.shape, `gradient before ${label}`);
     const partials = recorder.tensor(
@@ -78,11 +103,13 @@ export function recordPointwise(
       "partial sums",
     );
     const coefficients = recorder.tensor([3, channels], "batch norm coefficients");
-    const saved = statistics && { saved: statistics.saved };
-    recorder.run(fusedLayerBackward(spec, target), { ...forward, ...saved, dy, dz, partials });
-    const dshift = batchNorm ? batchNorm.beta.gradient : bias?.gradient;
-    const dscale = batchNorm?.gamma.gradient;
-    const scaleSums = quantizer?.scaleSums;
+    recorder.run(fusedLayerBackward(spec, target), {
+      ...readsOf(x, end, statistics),
+      ...(statistics && { saved: statistics.saved }),
+      dy,
+      dz,
+      partials,
+    });
     if (trains) {
       const kernel = fusedLayerReduce(spec, {
         dshift: dshift !== undefined,
@@ -102,32 +129,46 @@ export function recordPointwise(
     if (residual) tape.share(residual, dz);
     if (statistics) {
       const { saved } = statistics;
-      tape.give(
-        x,
-        (dx) =>
-          recorder.run(batchNormBackward({ rows, channels }, target), {
-            x,
-            saved,
-            coefficients,
-            dz,
-            dx,
-          }),
-      );
+      const kernel = batchNormBackward({ rows, channels }, target);
+      tape.give(x, (dx) => recorder.run(kernel, { x, saved, coefficients, dz, dx }));
     } else {
       tape.share(x, dz);
     }
     recorder.release(coefficients);
     tape.releaseUnlessShared(dz);
   }, trains);
-  return y;
 }
 
-/** Affine map and saved statistics of a batch norm on x, both [2, C]. */
+function specOf(x: Tensor, { batchNorm, residual, activation, quantizer }: PointwiseEnd) {
+  return {
+    ...rowsAndChannels(x.shape),
+    batchNorm: batchNorm !== undefined,
+    residual: residual !== undefined,
+    ...(activation && { activation }),
+    ...(quantizer && { fakeQuantize: quantizer.grid }),
+  } satisfies FusedLayerSpec;
+}
+
+/** Bindings that forward and backward pass share. */
+function readsOf(
+  x: Tensor,
+  { residual, quantizer }: PointwiseEnd,
+  statistics: BatchNormStatistics | undefined,
+): Record<string, Tensor> {
+  return {
+    x,
+    ...(statistics && { affine: statistics.affine }),
+    ...(residual && { residual }),
+    ...(quantizer && { qparams: quantizer.qparams }),
+  };
+}
+
+/** Records the statistics of a batch norm on x. */
 function recordStatistics(
   { recorder }: OpContext,
   x: Tensor,
   { gamma, beta, runningMean, runningVariance, epsilon, momentum, state }: LiveBatchNorm,
-): { affine: Tensor; saved: Tensor } {
+): BatchNormStatistics {
   const { rows, channels } = rowsAndChannels(x.shape);
   const affine = recorder.tensor([2, channels], "batch norm affine");
   const saved = recorder.tensor([2, channels], "batch norm statistics");

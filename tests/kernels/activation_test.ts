@@ -23,7 +23,7 @@ for (const activation of ACTIVATIONS) {
   forEachTarget(`activationForward() ${nameOf(activation)} and its derivative`, async (device) => {
     const shape = [2, 63]; // with a padded channel
     const x = Float64Array.from([...MODERATE, ...LARGE]);
-    const spec = { rows: 2, channels: 63, input: "plain", residual: false, activation } as const;
+    const spec = { rows: 2, channels: 63, batchNorm: false, residual: false, activation } as const;
     const inputs = { x: { shape, data: x } };
     const { y } = await runKernel(device, fusedLayerForward(spec, device.target), inputs, {
       y: shape,

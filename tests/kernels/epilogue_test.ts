@@ -41,6 +41,7 @@ const ENDS: readonly Epilogue[] = [
   { bias: true, activation: HARD, fakeQuantize: GRID },
   { bias: true, residual: true, activation: { kind: "relu" }, fakeQuantize: GRID },
   { residual: true, fakeQuantize: GRID },
+  { bias: true, residual: true, activation: { kind: "sigmoid" }, keepsPreActivation: true },
 ];
 
 for (const end of ENDS) {
@@ -68,19 +69,23 @@ async function check(device: Device, linear: Linear, end: Epilogue): Promise<voi
       ? Math.fround((Math.round(value * 8) + 0.2) * QPARAMS[0]! - before)
       : value;
   });
-  const { y } = await runKernel(device, linear.kernel(end), {
+  const results = await runKernel(device, linear.kernel(end), {
     ...inputs,
     ...(end.bias && { bias: { shape: [channels], data: bias } }),
     ...(end.residual && { residual: { shape, data: residual } }),
     ...(end.fakeQuantize && { qparams: { shape: [4], data: QPARAMS } }),
-  }, { y: shape });
-  const u = linear.product.map((value, i) => {
-    const z = value + (end.bias ? bias[i % channels]! : 0) + (end.residual ? residual[i]! : 0);
-    return end.activation ? activationReference(end.activation, z) : z;
-  });
+  }, { y: shape, ...(end.keepsPreActivation && { z: shape }) });
+  const y = results.y!;
+  const z = linear.product.map((value, i) =>
+    value + (end.bias ? bias[i % channels]! : 0) + (end.residual ? residual[i]! : 0)
+  );
+  const { activation } = end;
+  const u = activation ? z.map((value) => activationReference(activation, value)) : z;
+  // a few float32 products, then exp in float32
+  const close = { rtol: 3e-6, atol: 3e-6 };
+  if (end.keepsPreActivation) assertClose(results.z!, z, close, "z");
   if (!end.fakeQuantize) {
-    // a few float32 products, then exp in float32
-    assertClose(y!, u, { rtol: 3e-6, atol: 3e-6 }, "y");
+    assertClose(y, u, close, "y");
     return;
   }
   const [scale, zeroPoint] = QPARAMS as [number, number, number, number];
@@ -89,7 +94,7 @@ async function check(device: Device, linear: Linear, end: Epilogue): Promise<voi
   const quantized = u.map((value) => fakeQuantized(value, scale, zeroPoint, quantMin, quantMax).y);
   const far = (values: ArrayLike<number>) => Array.from(values).filter((_, i) => near[i] === 0);
   // codes are exact away from ties, and 0.25 * code is exact
-  assertClose(far(y!), far(quantized), { rtol: 0, atol: 0 }, "y");
+  assertClose(far(y), far(quantized), { rtol: 0, atol: 0 }, "y");
 }
 
 function conv(
