@@ -36,10 +36,6 @@ export interface FusedLayerSpec {
 /** y = fakeQuantize(activation(x * scale + shift + residual)). Bindings: x, affine, residual, qparams, y. */
 export function fusedLayerForward(spec: FusedLayerSpec, target: Target): Kernel {
   const bindings = [...inputBindings(spec), write("y")];
-  let u = spec.activation ? activationForward(spec.activation, "z") : "z";
-  if (spec.activation && !activationKeepsZero(spec.activation)) {
-    u = maskPadding(u, "channel", spec.channels);
-  }
   return rowsKernel({
     label: `fused_layer_forward ${spec.rows}x${spec.channels}`,
     bindings,
@@ -47,8 +43,7 @@ export function fusedLayerForward(spec: FusedLayerSpec, target: Target): Kernel 
     setup: channelSetup(spec),
     body: `let xi = x[i];
     let z = ${preActivation(spec)};
-    let u = ${u};
-    y[i] = ${spec.fakeQuantize ? fakeQuantize(spec.fakeQuantize, "u") : "u"};`,
+    y[i] = ${postActivation(spec)};`,
   }, target);
 }
 
@@ -68,11 +63,55 @@ export function fusedLayerChunks(
  * the chunk's rows of dz, of dz * xhat (0 without batch norm) and of the terms of ds.
  */
 export function fusedLayerBackward(spec: FusedLayerSpec, target: Target): Kernel {
+  return backwardKernel(spec, {
+    name: "fused_layer_backward",
+    bindings: [read("dy")],
+    setup: "",
+    gradient: "let g = dy[i];",
+    finish: "",
+  }, target);
+}
+
+/**
+ * As {@linkcode fusedLayerBackward}, with dy from the loss scale * weight * mean((y - teacher)^2): forward pass, error
+ * and backward pass in one. Bindings: teacher and weight ([1]) in place of dy, and errors [chunks][C]: the sums over
+ * the chunk's rows of (y - teacher)^2.
+ */
+export function fusedLayerSquaredError(
+  spec: FusedLayerSpec,
+  scale: number,
+  target: Target,
+): Kernel {
+  return backwardKernel(spec, {
+    name: "fused_layer_squared_error",
+    bindings: [read("teacher"), read("weight"), write("errors")],
+    setup: `let factor = weight[0] * ${literal(2 * scale / (spec.rows * spec.channels))};
+  var sum_error = vec4f(0.0);`,
+    gradient: `let error = ${postActivation(spec)} - teacher[i];
+    sum_error = fma(error, error, sum_error);
+    let g = factor * error;`,
+    finish: "errors[id] = sum_error;",
+  }, target);
+}
+
+/** Where the gradient `g` of an element comes from. */
+interface GradientSource {
+  readonly name: string;
+  readonly bindings: readonly Binding[];
+  /** Statements before the rows. */
+  readonly setup: string;
+  /** Statements that set `g` from `i` and `z`. */
+  readonly gradient: string;
+  /** Statements after the rows. */
+  readonly finish: string;
+}
+
+function backwardKernel(spec: FusedLayerSpec, source: GradientSource, target: Target): Kernel {
   const { batchNorm } = spec;
   const bindings = [
     ...inputBindings(spec),
     ...(batchNorm ? [read("saved")] : []),
-    read("dy"),
+    ...source.bindings,
     write("dz"),
     write("partials"),
   ];
@@ -80,7 +119,7 @@ export function fusedLayerBackward(spec: FusedLayerSpec, target: Target): Kernel
   const plan = planChunks(spec.rows, vectors, target);
   const total = plan.chunks * vectors;
   const code = /* wgsl */ `
-${declareBindings(bindings, { qparams: "f32" })}
+${declareBindings(bindings, { qparams: "f32", weight: "f32" })}
 
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -91,6 +130,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   let chunk = id / ${vectors}u;
   ${channelSetup(spec)}
   ${batchNorm ? `let mean = saved[channel]; let inverse_std = saved[channel + ${vectors}u];` : ""}
+  ${source.setup}
   var sum_dz = vec4f(0.0);
   var sum_dz_xhat = vec4f(0.0);
   var sum_scale = vec4f(0.0);
@@ -98,9 +138,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
     forEachRow(
       plan,
       `let i = row * ${vectors}u + channel;
-    let g = dy[i];
     let xi = x[i];
     let z = ${preActivation(spec)};
+    ${source.gradient}
     ${gradientOfActivation(spec)}
     dz[i] = d;
     sum_dz += d;
@@ -110,9 +150,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   partials[(chunk * 3u) * ${vectors}u + channel] = sum_dz;
   partials[(chunk * 3u + 1u) * ${vectors}u + channel] = sum_dz_xhat;
   partials[(chunk * 3u + 2u) * ${vectors}u + channel] = sum_scale;
+  ${source.finish}
 }`;
   return {
-    label: `fused_layer_backward ${spec.rows}x${spec.channels}`,
+    label: `${source.name} ${spec.rows}x${spec.channels}`,
     code,
     bindings,
     grid: grid1d(total, WORKGROUP),
@@ -248,6 +289,13 @@ function channelSetup({ channels, batchNorm, fakeQuantize }: FusedLayerSpec): st
 /** z of the element `xi` at `i`. */
 function preActivation({ batchNorm, residual }: FusedLayerSpec): string {
   return `xi${batchNorm ? " * scale + shift" : ""}${residual ? " + residual[i]" : ""}`;
+}
+
+/** y from `z`. */
+function postActivation({ activation, channels, fakeQuantize: grid }: FusedLayerSpec): string {
+  let u = activation ? activationForward(activation, "z") : "z";
+  if (activation && !activationKeepsZero(activation)) u = maskPadding(u, "channel", channels);
+  return grid ? fakeQuantize(grid, u) : u;
 }
 
 /** Statements that set `d` to dz and add to `sum_scale`, from `g` and `z`. */

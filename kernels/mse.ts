@@ -7,17 +7,15 @@ import {
   declareBindings,
   flatIndex,
   grid1d,
+  type Kernel,
   type KernelSequence,
   padded,
   type Target,
 } from "./kernel.ts";
 import { forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";
 
-/** A mean squared error term of the loss. */
-export interface MeanSquaredErrorSpec {
-  /** Product of all axes but the last. */
-  readonly rows: number;
-  readonly channels: number;
+/** A mean squared error among the terms of a loss. */
+export interface SquaredErrorTerm {
   /** Constant factor of the term. */
   readonly scale: number;
   /** Steps that `losses` remembers; step t writes at t modulo this. */
@@ -26,8 +24,13 @@ export interface MeanSquaredErrorSpec {
   readonly terms?: number;
   /** Which of them this is; default 0. */
   readonly term?: number;
-  /** True adds to dy instead of overwriting it; default false. */
-  readonly accumulate?: boolean;
+}
+
+/** Tensors whose mean squared error is a term of the loss. */
+export interface MeanSquaredErrorSpec extends SquaredErrorTerm {
+  /** Product of all axes but the last. */
+  readonly rows: number;
+  readonly channels: number;
 }
 
 /**
@@ -37,8 +40,8 @@ export interface MeanSquaredErrorSpec {
  * [historySize * terms]; element (t % historySize) * terms + term).
  */
 export function meanSquaredError(spec: MeanSquaredErrorSpec, target: Target): KernelSequence {
-  const { rows, channels, scale, historySize, terms = 1, term = 0, accumulate = false } = spec;
-  const total = rows * padded(channels) / 4, count = rows * channels;
+  const { rows, channels, scale } = spec;
+  const total = rows * padded(channels) / 4;
   const plan = planChunks(total, 1, target);
   const bindings: Binding[] = [
     ...reads("y", "teacher", "weight"),
@@ -48,35 +51,54 @@ export function meanSquaredError(spec: MeanSquaredErrorSpec, target: Target): Ke
 ${ENTRY_POINT} {
   let chunk = ${flatIndex(64)};
   if (chunk >= ${plan.chunks}u) { return; }
-  let factor = weight[0] * ${literal(2 * scale / count)};
+  let factor = weight[0] * ${literal(2 * scale / (rows * channels))};
   var sum = vec4f(0.0);
   ${
     forEachRow(
       plan,
       `let error = y[row] - teacher[row];
     sum = fma(error, error, sum);
-    dy[row] = ${accumulate ? "dy[row] + " : ""}factor * error;`,
+    dy[row] = factor * error;`,
     )
   }
   partials[chunk] = sum;
 }
 `;
   const label = `mean_squared_error ${rows}x${channels}`;
-  const reduce = reductionKernel({
-    label: `${label} reduce`,
+  return {
+    kernels: [
+      { label, code, bindings, grid: grid1d(plan.chunks, 64) },
+      rememberSquaredError(spec, plan.chunks, target),
+    ],
+    temporaries: { partials: plan.chunks * 4 },
+  };
+}
+
+/**
+ * Sums squared errors and keeps scale * weight * mean in the loss history.
+ *
+ * @param spec the tensors and the term
+ * @param chunks vec4s to sum
+ * @param target the adapter
+ * @returns bindings: partials ([chunks] vec4), weight, state (read), losses (write, as of {@linkcode meanSquaredError})
+ */
+export function rememberSquaredError(
+  spec: MeanSquaredErrorSpec,
+  chunks: number,
+  target: Target,
+): Kernel {
+  const { rows, channels, scale, historySize, terms = 1, term = 0 } = spec;
+  return reductionKernel({
+    label: `remember_squared_error ${rows}x${channels}`,
     bindings: [...reads("partials", "weight", "state"), ...writes("losses")],
     types: { weight: "f32", state: "f32", losses: "f32" },
-    chunks: plan.chunks,
+    chunks,
     stride: 1,
     offsets: [0],
     size: 1,
-    finish: `let loss = dot(value0, vec4f(1.0)) * weight[0] * ${literal(scale / count)};
+    finish: `let loss = dot(value0, vec4f(1.0)) * weight[0] * ${literal(scale / (rows * channels))};
   losses[(u32(state[0]) % ${historySize}u) * ${terms}u + ${term}u] = loss;`,
   }, target);
-  return {
-    kernels: [{ label, code, bindings, grid: grid1d(plan.chunks, 64) }, reduce],
-    temporaries: { partials: plan.chunks * 4 },
-  };
 }
 
 /** Tensors to compare. */

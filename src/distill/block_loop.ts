@@ -4,11 +4,9 @@
 // the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
 // low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
-import { meanSquaredError } from "../../kernels/mse.ts";
 import { batchTable } from "../data/sampler.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
-import { rowsAndChannels } from "../ops/context.ts";
 import type { Student } from "../quant/student.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
 import type { Frontier } from "./frontier.ts";
@@ -156,19 +154,7 @@ async function trainUnit(
         return [name, y];
       }));
     },
-    recordLosses: ({ plan, tape, values, state, losses }) => {
-      const y = values.get(output)!;
-      const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps };
-      tape.give(y, (dy) =>
-        plan.run(meanSquaredError(spec, device.target), {
-          y,
-          teacher: targetBatch!,
-          weight,
-          state,
-          dy,
-          losses,
-        }));
-    },
+    tensorErrors: () => new Map([[output, { teacher: targetBatch!, weight, term: 0 }]]),
   });
   device.release(weight);
   device.release(indices);

@@ -2,7 +2,7 @@
 // student is pulled towards its tensors, its class probabilities, or labels. Used by `joint`, by `qat` and behind
 // `blockwise`.
 import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
-import { errorSums, meanSquaredError } from "../../kernels/mse.ts";
+import { errorSums } from "../../kernels/mse.ts";
 import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
 import { batchTable } from "../data/sampler.ts";
 import { Plan } from "../gpu/plan.ts";
@@ -117,46 +117,39 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
       const quantizer = inputQuantizer.quantizer(network.input);
       return new Map([[network.input, fakeQuantizeInput(plan, x, quantizer)]]);
     },
-    recordLosses: (context) => {
-      tensors.forEach((name, term) => {
-        const y = context.values.get(name)!;
-        const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps, terms, term };
-        context.tape.give(y, (dy) =>
-          context.plan.run(meanSquaredError(spec, device.target), {
-            y,
-            teacher: targets.get(name)!,
-            weight: weights.get(name)!,
-            state: context.state,
-            dy,
-            losses: context.losses,
-          }));
-      });
-      const logits = context.values.get(network.output)!;
-      const { rows, channels: classes } = rowsAndChannels(logits.shape);
-      let term = tensors.length;
-      if (divergence) {
-        const kernel = distillationLoss({ rows, classes, ...divergence });
-        const teacher = targets.get(network.output)!;
-        recordRowLoss(
-          context,
-          logits,
-          rows,
-          { terms, term: term++ },
-          (loss, dlogits) => context.plan.run(kernel, { teacher, logits, loss, dlogits }),
-        );
-      }
-      if (labels && labelBatch) {
-        const kernel = crossEntropy({ rows, classes, weight: labels.weight });
-        const bound = { logits, labels: labelBatch };
-        recordRowLoss(
-          context,
-          logits,
-          rows,
-          { terms, term },
-          (loss, dlogits) => context.plan.run(kernel, { ...bound, loss, dlogits }),
-        );
-      }
-    },
+    tensorErrors: () =>
+      new Map(tensors.map((name, term) => {
+        return [name, { teacher: targets.get(name)!, weight: weights.get(name)!, term }];
+      })),
+    ...((divergence || labels) && {
+      recordLosses: (context: LossContext) => {
+        const logits = context.values.get(network.output)!;
+        const { rows, channels: classes } = rowsAndChannels(logits.shape);
+        let term = tensors.length;
+        if (divergence) {
+          const kernel = distillationLoss({ rows, classes, ...divergence });
+          const teacher = targets.get(network.output)!;
+          recordRowLoss(
+            context,
+            logits,
+            rows,
+            { terms, term: term++ },
+            (loss, dlogits) => context.plan.run(kernel, { teacher, logits, loss, dlogits }),
+          );
+        }
+        if (labels && labelBatch) {
+          const kernel = crossEntropy({ rows, classes, weight: labels.weight });
+          const bound = { logits, labels: labelBatch };
+          recordRowLoss(
+            context,
+            logits,
+            rows,
+            { terms, term },
+            (loss, dlogits) => context.plan.run(kernel, { ...bound, loss, dlogits }),
+          );
+        }
+      },
+    }),
   });
   for (const tensor of [indices, transforms, black, words, ...weights.values()]) {
     device.release(tensor);

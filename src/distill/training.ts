@@ -2,17 +2,20 @@
 // pass, optimizer) and replayed. What differs between methods comes in as functions: where the inputs come from, and
 // what the losses are.
 import { binaryForward } from "../../kernels/elementwise.ts";
+import { meanSquaredError } from "../../kernels/mse.ts";
 import { advanceSchedule, finishStep, STATE_SIZE } from "../../kernels/schedule.ts";
 import { Tape } from "../autograd/tape.ts";
 import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { fuseLayers } from "../graph/layers.ts";
+import { consumers } from "../graph/topology.ts";
 import {
   type ActivationQuantizer,
   type LiveBatchNorm,
   type OpContext,
   rowsAndChannels,
+  type SquaredError,
   type Trainable,
 } from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
@@ -32,6 +35,16 @@ export interface LossContext {
   /** [steps * terms]: the loss history. */
   readonly losses: Tensor;
   readonly steps: number;
+}
+
+/** A term of the loss: weight * mean((student - teacher)^2) of a tensor. */
+export interface TensorError {
+  /** The teacher's tensor for the mini-batch. */
+  readonly teacher: Tensor;
+  /** [1]. */
+  readonly weight: Tensor;
+  /** Its place among the terms. */
+  readonly term: number;
 }
 
 /** What a step trains, on the GPU, with its optimizer. */
@@ -68,8 +81,10 @@ export interface TrainingLoop {
   readonly terms: number;
   /** Records where the inputs of a step come from. */
   readonly inputs: (plan: Plan, state: Tensor) => Map<string, Tensor>;
-  /** Records the losses and gives their gradients to the tape. */
-  readonly recordLosses: (context: LossContext) => void;
+  /** Squared errors among the losses, by tensor; called once the inputs are recorded. */
+  readonly tensorErrors?: () => ReadonlyMap<string, TensorError>;
+  /** Records the other losses and gives their gradients to the tape. */
+  readonly recordLosses?: (context: LossContext) => void;
   /** Called now and then with the number of steps done and the newest loss. */
   readonly onStep?: ((done: number, loss: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -181,19 +196,34 @@ export async function trainParameters(
   );
   parameters.recordForward(plan);
   const tape = new Tape(plan, (shape) => binaryForward({ operator: "add", a: shape, b: shape }));
+  const values = run.inputs(plan, state);
+  const errors = new Map(
+    Array.from(run.tensorErrors?.() ?? [], ([name, error]): [string, SquaredError] => {
+      const term = { scale: 1, historySize: steps, terms: run.terms };
+      return [name, { ...term, ...error, state, losses }];
+    }),
+  );
+  // With other losses a tensor of the network's end may have more readers than the graph tells of.
+  const readers = consumers(graph);
+  const fused = Array.from(errors).filter(([name]) => !run.recordLosses && !readers.has(name));
   const context: OpContext = {
     recorder: plan,
     graph,
     shapes,
-    values: run.inputs(plan, state),
+    values,
     parameter: (name) => parameters.parameter(name) ?? { value: run.constants.parameter(name) },
     quantizer: (tensor) => parameters.quantizer(tensor),
     batchNorm: (node) => parameters.batchNorm(node),
     tape,
+    squaredErrors: new Map(fused),
   };
   const keep = new Set([...quantized, ...run.keep]);
   recordSteps(context, fuseLayers(graph, keep, shapes));
-  run.recordLosses({ plan, tape, values: context.values, state, losses, steps });
+  for (const [name, error] of errors) {
+    const y = values.get(name);
+    if (y !== undefined) recordTensorError(plan, tape, y, error);
+  }
+  run.recordLosses?.({ plan, tape, values, state, losses, steps });
   tape.backward();
   parameters.recordStep(plan);
   plan.run(finishStep(device.target), { state });
@@ -214,6 +244,17 @@ export async function trainParameters(
   }
   await parameters.store();
   return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
+}
+
+/** The error of a tensor that others read too. */
+function recordTensorError(
+  plan: Plan,
+  tape: Tape,
+  y: Tensor,
+  { teacher, weight, state, losses, ...term }: SquaredError,
+): void {
+  const kernel = meanSquaredError({ ...rowsAndChannels(y.shape), ...term }, plan.device.target);
+  tape.give(y, (dy) => plan.run(kernel, { y, teacher, weight, state, dy, losses }));
 }
 
 function totalLoss(history: Float32Array, step: number, terms: number): number {

@@ -2,6 +2,7 @@
 // gradients are wanted, the tape.
 import type { QuantGrid } from "../../kernels/epilogue.ts";
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
+import type { SquaredErrorTerm } from "../../kernels/mse.ts";
 import type { Tape } from "../autograd/tape.ts";
 import type { Recorder } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -35,6 +36,18 @@ export interface LiveBatchNorm {
   readonly state: Tensor;
 }
 
+/** A squared error between a tensor and the teacher's, as a term of the loss. */
+export interface SquaredError extends SquaredErrorTerm {
+  /** The teacher's tensor, of the same shape. */
+  readonly teacher: Tensor;
+  /** [1]: factor of the term. */
+  readonly weight: Tensor;
+  /** The training state of kernels/schedule.ts. */
+  readonly state: Tensor;
+  /** [historySize * terms]. */
+  readonly losses: Tensor;
+}
+
 /** Everything an operator records itself with. */
 export interface OpContext {
   readonly recorder: Recorder;
@@ -52,6 +65,11 @@ export interface OpContext {
   readonly keep?: ReadonlySet<string>;
   /** Present when gradients are wanted. */
   readonly tape?: Tape;
+  /**
+   * Errors by tensor that nothing but the loss reads: the layer that makes such a tensor goes straight to the gradient,
+   * and its tensor does not appear among the values. Needs the tape.
+   */
+  readonly squaredErrors?: ReadonlyMap<string, SquaredError>;
   /** Batch norms by node name that use the statistics of the batch; needs the tape. */
   readonly batchNorm?: (node: string) => LiveBatchNorm | undefined;
 }

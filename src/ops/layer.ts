@@ -28,7 +28,7 @@ import {
   type Trainable,
   valueOf,
 } from "./context.ts";
-import { pushPointwise, recordPointwise } from "./pointwise.ts";
+import { pushPointwise, recordPointwise, recordSquaredError } from "./pointwise.ts";
 
 /** The multiplication of a layer with its two gradients. */
 interface Linear {
@@ -60,6 +60,7 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
     activation: activation && activationOf(activation),
     quantizer: context.quantizer(output),
   };
+  const error = context.squaredErrors?.get(output);
   const linear = linearOf(context, layer, recorder.device.target);
   const shape = shapeOf(context, output);
   if (live) {
@@ -67,30 +68,48 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
     recorder.run(linear.forward({}), { x, w: weight.value, y: z });
     pushLinear(context, linear, x, weight, z);
     const normalized = { ...end, batchNorm: live, residual: residualValue };
-    context.values.set(output, recordPointwise(context, z, normalized, output));
+    if (error) {
+      const origin = { residual: residualValue, label: output };
+      recordSquaredError(context, z, normalized, origin, error);
+    } else {
+      context.values.set(output, recordPointwise(context, z, normalized, output));
+    }
+    return;
+  }
+  const sum = {
+    epilogue: { bias: bias !== undefined, residual: residualValue !== undefined },
+    bindings: {
+      x,
+      w: weight.value,
+      ...(bias && { bias: bias.value }),
+      ...(residualValue && { residual: residualValue }),
+    },
+  };
+  const origin = { residual: residualValue, bias, label: output };
+  if (error) {
+    const z = recorder.tensor(shape, layer.name);
+    recorder.run(linear.forward(sum.epilogue), { ...sum.bindings, y: z });
+    pushLinear(context, linear, x, weight, z);
+    recordSquaredError(context, z, end, origin, error);
     return;
   }
   const y = recorder.tensor(shape, output);
   const fused = bias || residualValue || end.activation || end.quantizer;
   const z = tape && fused ? recorder.tensor(shape, layer.name) : y;
   const epilogue: Epilogue = {
-    bias: bias !== undefined,
-    residual: residualValue !== undefined,
+    ...sum.epilogue,
     keepsPreActivation: z !== y,
     ...(end.activation && { activation: end.activation }),
     ...(end.quantizer && { fakeQuantize: end.quantizer.grid }),
   };
   recorder.run(linear.forward(epilogue), {
-    x,
-    w: weight.value,
-    ...(bias && { bias: bias.value }),
-    ...(residualValue && { residual: residualValue }),
+    ...sum.bindings,
     ...(end.quantizer && { qparams: end.quantizer.qparams }),
     ...(z !== y && { z }),
     y,
   });
   pushLinear(context, linear, x, weight, z);
-  if (z !== y) pushPointwise(context, z, y, end, { residual: residualValue, bias, label: output });
+  if (z !== y) pushPointwise(context, z, y, end, origin);
   context.values.set(output, y);
 }
 

@@ -8,14 +8,19 @@ import {
   fusedLayerForward,
   fusedLayerReduce,
   type FusedLayerSpec,
+  fusedLayerSquaredError,
 } from "../../kernels/fused_layer.ts";
 import { batchNormStatistics } from "../../kernels/batch_norm.ts";
+import { padded } from "../../kernels/kernel.ts";
+import { rememberSquaredError } from "../../kernels/mse.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import {
   type ActivationQuantizer,
+  type BoundKernel,
   type LiveBatchNorm,
   type OpContext,
   rowsAndChannels,
+  type SquaredError,
   type Trainable,
 } from "./context.ts";
 
@@ -84,59 +89,113 @@ export function pushPointwise(
   x: Tensor,
   y: Tensor,
   end: PointwiseEnd,
-  { residual, bias, statistics, label }: PointwiseOrigin,
+  origin: PointwiseOrigin,
 ): void {
   const { recorder, tape } = context;
   if (tape === undefined) return;
+  const { residual, bias } = origin;
+  const trains = end.batchNorm !== undefined || gradientsOf(end, bias).length > 0;
+  tape.push(residual ? [x, residual] : [x], y, (dy) => {
+    const kernel = fusedLayerBackward(specOf(x, end), recorder.device.target);
+    recordBackward(context, x, end, origin, { kernel, bindings: { dy } });
+  }, trains);
+}
+
+/**
+ * Records the squared error of the result of a pointwise end, without making the result: one pass gives the error and
+ * the gradient.
+ *
+ * @param context where to record; with a tape
+ * @param x what the end is applied to
+ * @param end what to apply
+ * @param origin what else x came from, without statistics
+ * @param error the term of the loss
+ */
+export function recordSquaredError(
+  context: OpContext,
+  x: Tensor,
+  end: PointwiseEnd,
+  origin: PointwiseOrigin,
+  { teacher, weight, state, losses, ...term }: SquaredError,
+): void {
+  const { recorder } = context;
   const { target } = recorder.device;
-  const { batchNorm, quantizer } = end;
+  const spec = specOf(x, end);
+  const statistics = end.batchNorm && recordStatistics(context, x, end.batchNorm);
+  const chunks = fusedLayerChunks(spec, target);
+  const errors = recorder.tensor([chunks, spec.channels], "squared errors");
+  recordBackward(context, x, end, { ...origin, statistics }, {
+    kernel: fusedLayerSquaredError(spec, term.scale, target),
+    bindings: { teacher, weight, errors },
+  });
+  const vectors = chunks * padded(spec.channels) / 4;
+  recorder.run(rememberSquaredError({ ...spec, ...term }, vectors, target), {
+    partials: errors,
+    weight,
+    state,
+    losses,
+  });
+  recorder.release(errors);
+}
+
+/** Records the backward pass and gives the gradients on. */
+function recordBackward(
+  { recorder, tape }: OpContext,
+  x: Tensor,
+  end: PointwiseEnd,
+  { residual, bias, statistics, label }: PointwiseOrigin,
+  { kernel, bindings }: BoundKernel,
+): void {
+  if (tape === undefined) throw new TypeError(`The gradient of "${label}" needs a tape`);
+  const { target } = recorder.device;
+  const { batchNorm } = end;
   const spec = specOf(x, end);
   const { rows, channels } = spec;
-  const dshift = batchNorm ? batchNorm.beta.gradient : bias?.gradient;
-  const dscale = batchNorm?.gamma.gradient;
-  const scaleSums = quantizer?.scaleSums;
-  const trains = batchNorm !== undefined || dshift !== undefined || scaleSums !== undefined;
-  tape.push(residual ? [x, residual] : [x], y, (dy) => {
-    const dz = recorder.tensor(x.shape, `gradient before ${label}`);
-    const partials = recorder.tensor(
-      [fusedLayerChunks(spec, target) * 3, channels],
-      "partial sums",
-    );
-    const coefficients = recorder.tensor([3, channels], "batch norm coefficients");
-    recorder.run(fusedLayerBackward(spec, target), {
-      ...readsOf(x, end, statistics),
-      ...(statistics && { saved: statistics.saved }),
-      dy,
-      dz,
-      partials,
-    });
-    if (trains) {
-      const kernel = fusedLayerReduce(spec, {
-        dshift: dshift !== undefined,
-        dscale: dscale !== undefined,
-        scaleSums: scaleSums !== undefined,
-      }, target);
-      recorder.run(kernel, {
+  const dz = recorder.tensor(x.shape, `gradient before ${label}`);
+  const partials = recorder.tensor([fusedLayerChunks(spec, target) * 3, channels], "partial sums");
+  const coefficients = recorder.tensor([3, channels], "batch norm coefficients");
+  const saved = statistics && { saved: statistics.saved };
+  recorder.run(kernel, { ...readsOf(x, end, statistics), ...saved, ...bindings, dz, partials });
+  const wanted = gradientsOf(end, bias);
+  if (batchNorm || wanted.length > 0) {
+    const names = new Set(wanted.map(([name]) => name));
+    recorder.run(
+      fusedLayerReduce(spec, {
+        dshift: names.has("dshift"),
+        dscale: names.has("dscale"),
+        scaleSums: names.has("scale_sums"),
+      }, target),
+      {
         partials,
-        ...(dshift && { dshift }),
-        ...(dscale && { dscale }),
-        ...(scaleSums && { scale_sums: scaleSums }),
+        ...Object.fromEntries(wanted),
         ...(batchNorm && statistics &&
           { affine: statistics.affine, state: batchNorm.state, coefficients }),
-      });
-    }
-    recorder.release(partials);
-    if (residual) tape.share(residual, dz);
-    if (statistics) {
-      const { saved } = statistics;
-      const kernel = batchNormBackward({ rows, channels }, target);
-      tape.give(x, (dx) => recorder.run(kernel, { x, saved, coefficients, dz, dx }));
-    } else {
-      tape.share(x, dz);
-    }
-    recorder.release(coefficients);
-    tape.releaseUnlessShared(dz);
-  }, trains);
+      },
+    );
+  }
+  recorder.release(partials);
+  if (residual) tape.share(residual, dz);
+  if (saved) {
+    const through = batchNormBackward({ rows, channels }, target);
+    tape.give(x, (dx) => recorder.run(through, { x, ...saved, coefficients, dz, dx }));
+  } else {
+    tape.share(x, dz);
+  }
+  recorder.release(coefficients);
+  tape.releaseUnlessShared(dz);
+}
+
+/** Gradients of parameters that the backward pass gives, by the names of its bindings. */
+function gradientsOf(
+  { batchNorm, quantizer }: PointwiseEnd,
+  bias: Trainable | undefined,
+): [name: string, tensor: Tensor][] {
+  const gradients = {
+    dshift: batchNorm ? batchNorm.beta.gradient : bias?.gradient,
+    dscale: batchNorm?.gamma.gradient,
+    scale_sums: quantizer?.scaleSums,
+  };
+  return Object.entries(gradients).flatMap(([name, tensor]) => tensor ? [[name, tensor]] : []);
 }
 
 function specOf(x: Tensor, { batchNorm, residual, activation, quantizer }: PointwiseEnd) {

@@ -1,14 +1,12 @@
 import assert from "node:assert/strict";
-import { meanSquaredError } from "../../kernels/mse.ts";
 import { createStudent } from "../../src/distill/create_student.ts";
 import { partBetween, teacherValues } from "../../src/distill/inference.ts";
 import { prepareNetwork } from "../../src/distill/network.ts";
 import { DivergedError, train, type TrainingRun } from "../../src/distill/training.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import type { Tensor } from "../../src/gpu/tensor.ts";
-import { rowsAndChannels } from "../../src/ops/context.ts";
 import type { Student } from "../../src/quant/student.ts";
-import { randomArray, testDevice } from "../_gpu.ts";
+import { assertClose, randomArray, testDevice } from "../_gpu.ts";
 import { batchNormInputs, convBatchNorm, makeGraph, node } from "../graph/_graphs.ts";
 
 const MODEL = makeGraph(["N", 4, 3, 3], [
@@ -29,6 +27,16 @@ Deno.test("train() lowers the loss, the same way twice", async () => {
   assert.deepEqual(first.seen, [10, 20, 30, 40, 50, 60]);
 });
 
+for (const batchNorm of ["live", "folded"] as const) {
+  Deno.test(`train() learns the same from an error fused into the layer, batch norm ${batchNorm}`, async () => {
+    const fused = await run({}, 0.25, batchNorm);
+    // with other losses, here none, the layer makes its tensor and the error is a pass of its own
+    const apart = await run({ recordLosses: () => {} }, 0.25, batchNorm);
+    // 60 steps of float32 sums in another order
+    assertClose(fused.losses, apart.losses, { rtol: 1e-3, atol: 0 }, "losses");
+  });
+}
+
 Deno.test("train() leaves the student alone in 0 steps", async () => {
   const { student, start, losses } = await run({ steps: 0 });
   assert.deepEqual([...student.layers], start);
@@ -45,14 +53,18 @@ Deno.test("train() stops when the loss is not finite, and when asked to", async 
 });
 
 /** Trains a copy of the network's only layer towards what it gave before it was quantized. */
-async function run(changes: Partial<TrainingRun> = {}, target = 0.25): Promise<{
+async function run(
+  changes: Partial<TrainingRun> = {},
+  target = 0.25,
+  batchNorm: "live" | "folded" = "live",
+): Promise<{
   losses: Float32Array;
   student: Student;
   start: unknown;
   seen: number[];
 }> {
   const device: Device = await testDevice();
-  const network = prepareNetwork(MODEL, BITS, true);
+  const network = prepareNetwork(MODEL, BITS, batchNorm === "live");
   const quantizer = { scale: 0.05, zeroPoint: 0, quantMin: 0, quantMax: 255, bits: 8 };
   const student = createStudent(
     network,
@@ -83,22 +95,7 @@ async function run(changes: Partial<TrainingRun> = {}, target = 0.25): Promise<{
       terms: 1,
       onStep: (done) => seen.push(done),
       inputs: () => new Map<string, Tensor>([["x", x]]),
-      recordLosses: ({ plan, tape, values, state, losses }) => {
-        const y = values.get("y")!;
-        const spec = { ...rowsAndChannels(y.shape), scale: 1, historySize: steps };
-        tape.give(
-          y,
-          (dy) =>
-            plan.run(meanSquaredError(spec, device.target), {
-              y,
-              teacher,
-              weight,
-              state,
-              dy,
-              losses,
-            }),
-        );
-      },
+      tensorErrors: () => new Map([["y", { teacher, weight, term: 0 }]]),
       ...changes,
     });
     return { losses, student, start, seen };

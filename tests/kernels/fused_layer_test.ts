@@ -8,6 +8,7 @@ import {
   fusedLayerForward,
   fusedLayerReduce,
   type FusedLayerSpec,
+  fusedLayerSquaredError,
 } from "../../kernels/fused_layer.ts";
 import { Rng } from "../../src/core/rng.ts";
 import type { Device } from "../../src/gpu/device.ts";
@@ -75,6 +76,37 @@ async function checkLayer(device: Device, spec: FusedLayerSpec): Promise<void> {
   );
   const dz = host.map((e, i) => e.dz * data.dy[i]!);
   assertClose(back.dz!, dz, { rtol: 1e-5, atol: 1e-6 }, `dz: ${label}`);
+
+  const fused = await runKernel(
+    device,
+    fusedLayerSquaredError(spec, 1.5, device.target),
+    {
+      ...inputs,
+      ...(batchNorm && { saved }),
+      teacher: array(data.teacher, shape),
+      weight: { shape: [1], data: [0.75] },
+    },
+    { dz: shape, partials: [chunks * 3, channels], errors: [chunks, channels] },
+  );
+  const errors = host.map((e, i) => e.y - data.teacher[i]!);
+  const slope = 2 * 1.5 * 0.75 / (rows * channels);
+  const fusedDz = host.map((e, i) => e.dz * slope * errors[i]!);
+  assertClose(fused.dz!, fusedDz, { rtol: 1e-5, atol: 1e-6 }, `dz of the error: ${label}`);
+  const squares = Array(channels).fill(0), scaleTerms = Array(channels).fill(0);
+  errors.forEach((error, i) => {
+    squares[i % channels] += error * error;
+    scaleTerms[i % channels] += slope * error * host[i]!.dscale;
+  });
+  const overChunks = (values: Float32Array, first: number, count: number) =>
+    Array.from({ length: channels }, (_, c) => {
+      let total = 0;
+      for (let k = 0; k < chunks; k++) total += values[(k * count + first) * channels + c]!;
+      return total;
+    });
+  // up to 300 terms in float32
+  const summed = { rtol: 1e-5, atol: 1e-4 };
+  assertClose(overChunks(fused.errors!, 0, 1), squares, summed, `errors: ${label}`);
+  assertClose(overChunks(fused.partials!, 2, 3), scaleTerms, summed, `scale terms: ${label}`);
 
   const sums = { dshift: [0], dscale: [0], scale: [0] };
   for (const name of ["dshift", "dscale", "scale"] as const) sums[name] = Array(channels).fill(0);
@@ -205,6 +237,7 @@ interface LayerData {
   readonly x: Float64Array;
   readonly residual: Float64Array;
   readonly dy: Float64Array;
+  readonly teacher: Float64Array;
   readonly affine: Float64Array;
   readonly saved: Float64Array;
   readonly z: Float64Array;
@@ -234,6 +267,7 @@ function layer(spec: FusedLayerSpec): LayerData {
     affine,
     saved: randomArray(5, 2 * channels),
     dy: randomArray(6, size),
+    teacher: randomArray(8, size),
   };
 }
 

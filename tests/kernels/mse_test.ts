@@ -31,9 +31,6 @@ for (const [rows, channels] of SHAPES) {
       (value, i) => derivative((moved) => loss(y.with(i, moved)), value),
     );
     assertClose(dy.slice(0, 8), probes, { rtol: 1e-4, atol: 1e-8 }, "finite differences");
-    device.run(meanSquaredError({ ...spec, accumulate: true }, device.target), bindings);
-    const doubled = analytic.map((value) => 2 * value);
-    assertClose(await device.read(bindings.dy), doubled, { rtol: 1e-6, atol: 1e-9 }, "added dy");
     for (const tensor of Object.values(bindings)) device.release(tensor);
   });
 
