@@ -26,7 +26,16 @@ export * from "./src/core/nd_array.ts";
 export { Device, type DeviceOptions, type Dispatch } from "./src/gpu/device.ts";
 export { type KernelTime, Profiler } from "./src/gpu/profiler.ts";
 export type { Tensor } from "./src/gpu/tensor.ts";
-export type { Access, Binding, Kernel, KernelSequence, Target } from "./kernels/kernel.ts";
+export type { AdapterDescription, FindTiles } from "./src/gpu/adapter.ts";
+export type {
+  Access,
+  Binding,
+  Kernel,
+  KernelSequence,
+  Target,
+  TileChoice,
+  TileTable,
+} from "./kernels/kernel.ts";
 export type { Attribute, Graph, Node, ValueInfo } from "./src/graph/graph.ts";
 export type { ActivationQParams, QTensor, QuantizedGraph } from "./src/graph/quantized_graph.ts";
 export { importOnnx, type ImportOnnxOptions } from "./src/formats/onnx_import.ts";

@@ -2,20 +2,27 @@
 // padded to 4. This file only chooses; the kernels are in conv2d_software, conv2d_gpu, conv2d_weight_* and, for
 // grouped convolutions whose groups do not fill whole vec4s, conv2d_direct.
 import { directBackwardInput, directBackwardWeight, directForward } from "./conv2d_direct.ts";
-import { convolutionGpu } from "./conv2d_gpu.ts";
+import { convolutionGpu, gpuTiles } from "./conv2d_gpu.ts";
 import {
   backwardInputConvolutions,
   type Conv2dSpec,
   flattenPointwise,
   forwardConvolution,
+  shapeLabel,
   type TapConvolution,
+  tapConvolutionShapes,
 } from "./conv2d_plan.ts";
-import { convolutionSoftware } from "./conv2d_software.ts";
-import { weightGradientGpu } from "./conv2d_weight_gpu.ts";
-import { weightGradientSoftware } from "./conv2d_weight_software.ts";
+import { convolutionSoftware, softwareTiles } from "./conv2d_software.ts";
+import { gpuWeightTiles, weightGradientGpu } from "./conv2d_weight_gpu.ts";
+import {
+  softwareWeightTiles,
+  weightGradientSoftware,
+  type WeightKernel,
+} from "./conv2d_weight_software.ts";
 import type { Epilogue } from "./epilogue.ts";
 import { type Kernel, type KernelSequence, paddedSize, type Target } from "./kernel.ts";
 import { reductionKernel } from "./reduce_partials.ts";
+import { decideTile } from "./tile_choice.ts";
 
 export type { Conv2dSpec } from "./conv2d_plan.ts";
 
@@ -63,11 +70,50 @@ export function conv2dBackwardInput(spec: Conv2dSpec, target: Target): KernelSeq
 export function conv2dBackwardWeight(spec: Conv2dSpec, target: Target): KernelSequence {
   if (!hasWholeGroups(spec)) return { kernels: [directBackwardWeight(spec)], temporaries: {} };
   const flat = flattenPointwise(spec);
-  const { kernel, splits } = target.family === "gpu"
-    ? weightGradientGpu(flat)
-    : weightGradientSoftware(flat, target);
+  return target.family === "gpu"
+    ? tiledWeightGradient(
+      flat,
+      target,
+      gpuWeightTiles(flat),
+      (tile) => weightGradientGpu(flat, tile),
+    )
+    : tiledWeightGradient(
+      flat,
+      target,
+      softwareWeightTiles(flat, target),
+      (tile) => weightGradientSoftware(flat, target, tile),
+    );
+}
+
+function tiledWeightGradient<T extends object>(
+  spec: Conv2dSpec,
+  target: Target,
+  tiles: readonly T[],
+  kernel: (tile: T) => WeightKernel,
+): KernelSequence {
+  const { batch, outChannels, kernelHeight, kernelWidth, inChannels, group } = spec;
+  const build = (tile: T) => sumOfSplits(spec, kernel(tile), target);
+  const { tile, choice } = decideTile({
+    key: `conv2d_backward_weight ${shapeLabel(spec)}`,
+    shapes: {
+      x: [batch, spec.inHeight, spec.inWidth, inChannels],
+      dy: [batch, spec.outHeight, spec.outWidth, outChannels],
+      dw: [outChannels, kernelHeight, kernelWidth, inChannels / group],
+    },
+    tiles,
+    build,
+  }, target);
+  const { kernels: [first, ...rest], temporaries } = build(tile);
+  return { kernels: [{ ...first!, choice }, ...rest], temporaries };
+}
+
+/** A weight gradient with the sum of its partial sums over pixels. */
+function sumOfSplits(
+  { outChannels, kernelHeight, kernelWidth, inChannels, group }: Conv2dSpec,
+  { kernel, splits }: WeightKernel,
+  target: Target,
+): KernelSequence {
   if (splits === 1) return { kernels: [kernel], temporaries: {} };
-  const { outChannels, kernelHeight, kernelWidth, inChannels, group } = spec;
   const size = paddedSize([outChannels, kernelHeight, kernelWidth, inChannels / group]);
   const reduction = reductionKernel({
     label: `${kernel.label} sum`,
@@ -88,6 +134,27 @@ function hasWholeGroups({ group, inChannels, outChannels }: Conv2dSpec): boolean
 
 function tapConvolution(convolution: TapConvolution, target: Target): Kernel {
   return target.family === "gpu"
-    ? convolutionGpu(convolution)
-    : convolutionSoftware(convolution, target);
+    ? tiledConvolution(convolution, target, gpuTiles(convolution), convolutionGpu)
+    : tiledConvolution(
+      convolution,
+      target,
+      softwareTiles(convolution, target),
+      (part, tile) => convolutionSoftware(part, target, tile),
+    );
+}
+
+function tiledConvolution<T extends object>(
+  convolution: TapConvolution,
+  target: Target,
+  tiles: readonly T[],
+  kernel: (convolution: TapConvolution, tile: T) => Kernel,
+): Kernel {
+  const plain = { ...convolution, epilogue: {} };
+  const { tile, choice } = decideTile({
+    key: convolution.label,
+    shapes: tapConvolutionShapes(convolution),
+    tiles,
+    build: (tile: T) => ({ kernels: [kernel(plain, tile)], temporaries: {} }),
+  }, target);
+  return { ...kernel(convolution, tile), choice };
 }

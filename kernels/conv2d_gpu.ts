@@ -34,12 +34,12 @@ const MANY_WORKGROUPS = 264;
  * Kernel of a tap convolution for a GPU.
  *
  * @param convolution Forward pass or phase of the input gradient; without taps the kernel writes zeros.
- * @param tile Workgroup tile, by default chosen by the number of channels and pixels.
+ * @param tile Workgroup tile; {@linkcode gpuTiles} gives good ones.
  * @returns The kernel; bindings are input, `w`, the epilogue's, output.
  */
 export function convolutionGpu(
   convolution: TapConvolution,
-  tile: GpuTile = chooseGpuTile(convolution),
+  tile: GpuTile,
 ): Kernel {
   const { epilogue, inputName, outputName, group, rows, columns } = convolution;
   const bindings: Binding[] = [
@@ -98,20 +98,34 @@ ${store(convolution, tile, pixels, channelVectors)}
   };
 }
 
-function chooseGpuTile(convolution: TapConvolution): GpuTile {
+/** Tiles by their number of channels, smallest first. */
+const TILES: readonly GpuTile[] = [
+  { channels: 16, pixels: 256, depth: 8, channelVectors: 1, pixelVectors: 1 },
+  { channels: 32, pixels: 128, depth: 16, channelVectors: 1, pixelVectors: 1 },
+  { channels: 64, pixels: 64, depth: 32, channelVectors: 1, pixelVectors: 1 },
+  { channels: 128, pixels: 128, depth: 16, channelVectors: 2, pixelVectors: 2 },
+];
+
+/**
+ * Tiles worth measuring.
+ *
+ * @param convolution what they are for
+ * @returns the one that suits the number of channels and pixels first
+ */
+export function gpuTiles(convolution: TapConvolution): GpuTile[] {
   const { channels, rows, columns, batch, group } = convolution;
   const pixels = batch * rows.positions * columns.positions;
-  if (channels <= 16) {
-    return { channels: 16, pixels: 256, depth: 8, channelVectors: 1, pixelVectors: 1 };
-  }
-  if (channels <= 32) {
-    return { channels: 32, pixels: 128, depth: 16, channelVectors: 1, pixelVectors: 1 };
-  }
   const large = Math.ceil(channels / 128) * Math.ceil(pixels / 128) * group;
-  if (large >= MANY_WORKGROUPS && channels > 64) {
-    return { channels: 128, pixels: 128, depth: 16, channelVectors: 2, pixelVectors: 2 };
-  }
-  return { channels: 64, pixels: 64, depth: 32, channelVectors: 1, pixelVectors: 1 };
+  const suited = channels <= 16
+    ? 0
+    : channels <= 32
+    ? 1
+    : channels > 64 && large >= MANY_WORKGROUPS
+    ? 3
+    : 2;
+  // A tile of four times the channels would mostly multiply zeros.
+  const others = TILES.filter((tile, i) => i !== suited && tile.channels < 4 * channels);
+  return [TILES[suited]!, ...others];
 }
 
 /** Kernel position and input offset of a tap, from the index `tap` among this convolution's taps. */

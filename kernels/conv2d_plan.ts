@@ -169,6 +169,19 @@ export function shapeLabel(spec: Conv2dSpec): string {
     ` g${spec.group} -> ${spec.outHeight}x${spec.outWidth}x${spec.outChannels}`;
 }
 
+/** Logical shapes of a tap convolution's bindings, without those of its epilogue. */
+export function tapConvolutionShapes(
+  convolution: TapConvolution,
+): Record<string, readonly number[]> {
+  const { batch, group, rows, columns, depth, channels, kernelHeight, kernelWidth } = convolution;
+  const [outer, inner] = convolution.transposed ? [depth, channels] : [channels, depth];
+  return {
+    [convolution.inputName]: [batch, rows.inputSize, columns.inputSize, depth * group],
+    w: [outer * group, kernelHeight, kernelWidth, inner],
+    [convolution.outputName]: [batch, rows.outputSize, columns.outputSize, channels * group],
+  };
+}
+
 /** True when some tap of some position falls outside the input. */
 export function leavesInput(axis: TapAxis): boolean {
   const { taps, positions, inputStep, inputSize } = axis;

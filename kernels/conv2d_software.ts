@@ -6,6 +6,7 @@ import { epilogueBindings, epilogueSetup, epilogueStore, epilogueTypes } from ".
 import { leavesInput, type TapAxis, type TapConvolution } from "./conv2d_plan.ts";
 import { type Binding, COMPONENTS, declareBindings, type Kernel, padded, range } from "./kernel.ts";
 import type { Target } from "./kernel.ts";
+import { cheapestTiles } from "./tile_choice.ts";
 
 /** Register tile of a lane. */
 export interface SoftwareTile {
@@ -28,13 +29,13 @@ const LARGEST_STEP = 500;
  *
  * @param convolution Forward pass or phase of the input gradient; without taps the kernel writes zeros.
  * @param target Subgroup size; 0 selects plain loads instead of shuffles.
- * @param tile Register tile, by default the cheapest of {@linkcode chooseTile}.
+ * @param tile Register tile; {@linkcode softwareTiles} gives good ones.
  * @returns The kernel; bindings are input, `w`, the epilogue's, output.
  */
 export function convolutionSoftware(
   convolution: TapConvolution,
   target: Target,
-  tile: SoftwareTile = chooseTile(convolution, target),
+  tile: SoftwareTile,
 ): Kernel {
   const { rows, columns, inputName, outputName, epilogue } = convolution;
   const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
@@ -76,35 +77,53 @@ ${emitter.store(units)}
   };
 }
 
-/** The tile with the lowest modelled cost per useful pixel and channel. */
-export function chooseTile(convolution: TapConvolution, target: Target): SoftwareTile {
-  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
-  const { columns, rows } = convolution;
+/**
+ * Tiles worth measuring.
+ *
+ * @param convolution what they are for
+ * @param target Subgroup size.
+ * @returns the one with the lowest modelled cost first
+ */
+export function softwareTiles(convolution: TapConvolution, target: Target): SoftwareTile[] {
+  const { columns } = convolution;
   const channels = padded(convolution.channels);
-  let best: SoftwareTile = { rows: 4, run: 1, runs: 1 };
-  let bestCost = Infinity;
+  const tiles: SoftwareTile[] = [];
   for (const limit of target.subgroupSize ? [32, 24, 16, 8, 4] : [8, 4]) {
-    const tileRows = padded(Math.ceil(channels / Math.ceil(channels / limit)));
+    const rows = padded(Math.ceil(channels / Math.ceil(channels / limit)));
+    if (tiles.some((tile) => tile.rows === rows)) continue;
     // Among equals the longest run wins: its addresses are cheaper.
     for (const run of range(Math.min(8, columns.positions)).map((i) => i + 1).reverse()) {
       for (const runs of [1, 2, 3, 4, 6, 8]) {
-        const tile = { rows: tileRows, run, runs };
-        const accumulators = tileRows * run * runs;
+        const accumulators = rows * run * runs;
         const products = accumulators * columns.taps.count;
         if (accumulators > 128 || (products > LARGEST_STEP && accumulators > 16)) continue;
-        const weightLoads = target.subgroupSize ? Math.ceil(tileRows / lanes) : tileRows;
-        const loads = columns.taps.count * weightLoads + runs * windowOf(columns, run).length;
-        // Cycles: a vec4 load of 8 lanes about 65, a multiply and an add one, a loop turn blends every accumulator.
-        const cycles = 65 * loads + 4 * products + accumulators;
-        const units = convolution.batch * rows.positions * Math.ceil(columns.positions / run);
-        const workgroups = Math.ceil(units / (lanes * runs)) * convolution.group *
-          Math.ceil(channels / tileRows);
-        const cost = cycles * workgroups * (workgroups < 32 ? 1.3 : 1);
-        if (cost < bestCost) [best, bestCost] = [tile, cost];
+        tiles.push({ rows, run, runs });
       }
     }
   }
-  return best;
+  return cheapestTiles(
+    tiles,
+    (tile) => modelledCost(convolution, target, tile),
+    ({ run }) => run,
+  );
+}
+
+/** Cycles of the whole convolution on lavapipe, roughly. */
+function modelledCost(
+  { batch, group, channels, rows, columns }: TapConvolution,
+  target: Target,
+  { rows: tileRows, run, runs }: SoftwareTile,
+): number {
+  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
+  const weightLoads = target.subgroupSize ? Math.ceil(tileRows / lanes) : tileRows;
+  const loads = columns.taps.count * weightLoads + runs * windowOf(columns, run).length;
+  const accumulators = tileRows * run * runs;
+  // A vec4 load of 8 lanes takes about 65, a multiply and an add one, a loop turn blends every accumulator.
+  const cycles = 65 * loads + 4 * accumulators * columns.taps.count + accumulators;
+  const units = batch * rows.positions * Math.ceil(columns.positions / run);
+  const workgroups = Math.ceil(units / (lanes * runs)) * group *
+    Math.ceil(padded(channels) / tileRows);
+  return cycles * workgroups * (workgroups < 32 ? 1.3 : 1);
 }
 
 /** Distinct input columns, relative to the first position's, that the taps of a run read. */

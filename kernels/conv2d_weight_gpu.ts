@@ -13,25 +13,33 @@ const DEPTH = 16;
 /** Workgroups that keep a large GPU busy. */
 const WORKGROUPS = 528;
 
+/** Tile of a workgroup, and how finely the pixels are split. */
+export interface GpuWeightTile {
+  /** vec4s of output channels; the other side takes what is left of the workgroup. */
+  readonly rows: number;
+  /** Workgroups to aim at. */
+  readonly workgroups: number;
+}
+
 /**
  * Kernel of the weight gradient for a GPU.
  *
  * @param spec Shape of the convolution.
+ * @param tile Workgroup tile; {@linkcode gpuWeightTiles} gives good ones.
  * @returns Kernel with bindings `x`, `dy` and `partials`, or `dw` when one split is enough.
  */
-export function weightGradientGpu(spec: Conv2dSpec): WeightKernel {
+export function weightGradientGpu(spec: Conv2dSpec, tile: GpuWeightTile): WeightKernel {
   const channels = spec.outChannels / spec.group;
   const outVectors = padded(channels) / 4;
   const vectors = padded(spec.inChannels / spec.group) / 4;
   const columns = spec.kernelHeight * spec.kernelWidth * vectors;
-  // 16 x 16 blocks of 4 channels x 1 vec4, or flatter when there are few output channels.
-  const rowVectors = channels <= 16 ? 4 : channels <= 32 ? 8 : 16;
+  const rowVectors = tile.rows;
   const columnVectors = WORKGROUP / rowVectors;
   const rowTiles = Math.ceil(outVectors / rowVectors);
   const columnTiles = Math.ceil(columns / columnVectors);
   const pixels = spec.batch * spec.outHeight * spec.outWidth;
   const steps = Math.ceil(pixels / DEPTH);
-  const wanted = Math.ceil(WORKGROUPS / (rowTiles * columnTiles * spec.group));
+  const wanted = Math.ceil(tile.workgroups / (rowTiles * columnTiles * spec.group));
   const stepsPerSplit = Math.ceil(steps / Math.min(wanted, Math.ceil(steps / 4)));
   const splits = Math.ceil(steps / stepsPerSplit);
   const output = splits > 1 ? "partials" : "dw";
@@ -119,6 +127,20 @@ ${
     },
     splits,
   };
+}
+
+/**
+ * Tiles worth measuring.
+ *
+ * @param spec Shape of the convolution.
+ * @returns 16 x 16 blocks of 4 channels x 1 vec4, or flatter when there are few output channels, first
+ */
+export function gpuWeightTiles(spec: Conv2dSpec): GpuWeightTile[] {
+  const channels = spec.outChannels / spec.group;
+  const rows = channels <= 16 ? 4 : channels <= 32 ? 8 : 16;
+  return [rows, ...[4, 8, 16].filter((other) => other !== rows)].flatMap((rows) =>
+    [WORKGROUPS, WORKGROUPS / 2].map((workgroups) => ({ rows, workgroups }))
+  );
 }
 
 /** Statements that move `elements` vec4s of an operand, `width` to a pixel, through registers into its tile. */

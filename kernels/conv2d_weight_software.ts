@@ -4,6 +4,7 @@
 // loads in part and hands on with subgroupShuffle. Pixels are split over workgroups into partial sums.
 import { type Conv2dSpec, shapeLabel } from "./conv2d_plan.ts";
 import { COMPONENTS, declareBindings, type Kernel, padded, range, type Target } from "./kernel.ts";
+import { cheapestTiles } from "./tile_choice.ts";
 
 /** Register tile of a lane. */
 export interface WeightTile {
@@ -32,13 +33,13 @@ const WORKGROUPS = 48;
  *
  * @param spec Shape of the convolution.
  * @param target Subgroup size; 0 selects plain loads instead of shuffles.
- * @param tile Register tile, by default the cheapest modelled one.
+ * @param tile Register tile; {@linkcode softwareWeightTiles} gives good ones.
  * @returns Kernel with bindings `x`, `dy` and `partials`, or `dw` when one split is enough.
  */
 export function weightGradientSoftware(
   spec: Conv2dSpec,
   target: Target,
-  tile: WeightTile = chooseWeightTile(spec, target),
+  tile: WeightTile,
 ): WeightKernel {
   const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
   const shuffles = target.subgroupSize > 0;
@@ -131,30 +132,44 @@ ${store}
   }
 }
 
-/** The tile with the lowest modelled cost per useful product; cycles as in the forward pass. */
-export function chooseWeightTile(spec: Conv2dSpec, target: Target): WeightTile {
-  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
+/**
+ * Tiles worth measuring.
+ *
+ * @param spec Shape of the convolution.
+ * @param target Subgroup size.
+ * @returns the one with the lowest modelled cost first
+ */
+export function softwareWeightTiles(spec: Conv2dSpec, target: Target): WeightTile[] {
   const channels = padded(spec.outChannels / spec.group);
-  const vectors = padded(spec.inChannels / spec.group) / 4;
-  let best: WeightTile = { rows: 4, run: 1, taps: 1 };
-  let bestCost = Infinity;
+  const tiles: WeightTile[] = [];
   for (const limit of [32, 24, 16, 8, 4]) {
     const rows = padded(Math.ceil(channels / Math.ceil(channels / limit)));
+    if (tiles.some((tile) => tile.rows === rows)) continue;
     for (const taps of new Set([1, spec.kernelWidth])) {
       for (const run of range(Math.min(16, spec.outWidth)).map((i) => i + 1)) {
-        const tile = { rows, run, taps };
         const terms = rows * taps * run;
         if (rows * taps > 48 || (terms > 400 && run > 1)) continue;
-        const loads = inputColumns(spec, tile).length +
-          dyLoads(tile, lanes, target.subgroupSize > 0);
-        const units = Math.ceil(spec.kernelHeight * (spec.kernelWidth / taps) * vectors / lanes);
-        const cycles = 65 * loads + 4 * terms + 4 * rows * taps + 60;
-        const cost = cycles * units * Math.ceil(channels / rows) * Math.ceil(spec.outWidth / run);
-        if (cost < bestCost) [best, bestCost] = [tile, cost];
+        tiles.push({ rows, run, taps });
       }
     }
   }
-  return best;
+  return cheapestTiles(
+    tiles,
+    (tile) => modelledCost(spec, target, tile),
+    ({ rows, taps }) => `${rows} ${taps}`,
+  );
+}
+
+/** Cycles of a pass over one row of pixels, roughly; as in the forward pass. */
+function modelledCost(spec: Conv2dSpec, target: Target, tile: WeightTile): number {
+  const { rows, run, taps } = tile;
+  const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
+  const vectors = padded(spec.inChannels / spec.group) / 4;
+  const channels = padded(spec.outChannels / spec.group);
+  const loads = inputColumns(spec, tile).length + dyLoads(tile, lanes, target.subgroupSize > 0);
+  const units = Math.ceil(spec.kernelHeight * (spec.kernelWidth / taps) * vectors / lanes);
+  const cycles = 65 * loads + 4 * rows * taps * run + 4 * rows * taps + 60;
+  return cycles * units * Math.ceil(channels / rows) * Math.ceil(spec.outWidth / run);
 }
 
 function dyLoads({ rows, run }: WeightTile, lanes: number, shuffles: boolean): number {

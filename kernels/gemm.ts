@@ -9,9 +9,9 @@ import {
   epilogueStore,
   epilogueTypes,
 } from "./epilogue.ts";
-import { planGpuGemm } from "./gemm_gpu.ts";
-import type { GemmSpec } from "./gemm_plan.ts";
-import { planSoftwareGemm } from "./gemm_software.ts";
+import { gpuGemmTiles, planGpuGemm } from "./gemm_gpu.ts";
+import type { GemmPlan, GemmSpec } from "./gemm_plan.ts";
+import { planSoftwareGemm, softwareGemmTiles } from "./gemm_software.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -24,6 +24,7 @@ import {
   range,
   type Target,
 } from "./kernel.ts";
+import { decideTile } from "./tile_choice.ts";
 
 export type { GemmSpec } from "./gemm_plan.ts";
 
@@ -36,7 +37,36 @@ export type { GemmSpec } from "./gemm_plan.ts";
  * @returns kernels with bindings a, b, those of the epilogue, y
  */
 export function gemm(spec: GemmSpec, epilogue: Epilogue, target: Target): KernelSequence {
-  const plan = target.family === "software" ? planSoftwareGemm(spec, target) : planGpuGemm(spec);
+  return target.family === "software"
+    ? tiledGemm(
+      spec,
+      epilogue,
+      target,
+      softwareGemmTiles(spec, target),
+      (tile) => planSoftwareGemm(spec, target, tile),
+    )
+    : tiledGemm(spec, epilogue, target, gpuGemmTiles(spec), (tile) => planGpuGemm(spec, tile));
+}
+
+function tiledGemm<T extends object>(
+  spec: GemmSpec,
+  epilogue: Epilogue,
+  target: Target,
+  tiles: readonly T[],
+  plan: (tile: T) => GemmPlan,
+): KernelSequence {
+  const { m, n, k, transposeA, transposeB } = spec;
+  const { tile, choice } = decideTile({
+    key: `gemm ${m}x${n}x${k}${transposeA ? " transposeA" : ""}${transposeB ? " transposeB" : ""}`,
+    shapes: { a: transposeA ? [k, m] : [m, k], b: transposeB ? [n, k] : [k, n], y: [m, n] },
+    tiles,
+    build: (tile: T) => plannedGemm(spec, {}, plan(tile)),
+  }, target);
+  const { kernels: [first, ...rest], temporaries } = plannedGemm(spec, epilogue, plan(tile));
+  return { kernels: [{ ...first!, choice }, ...rest], temporaries };
+}
+
+function plannedGemm(spec: GemmSpec, epilogue: Epilogue, plan: GemmPlan): KernelSequence {
   const operands: Binding[] = [{ name: "a", access: "read" }, { name: "b", access: "read" }];
   const last: Binding[] = [...epilogueBindings(epilogue), { name: "y", access: "read_write" }];
   const finish = finishStore(spec, epilogue);

@@ -12,23 +12,48 @@ const UNROLLED = 8;
 /** Elements of k below which a split does not pay. */
 const LEAST_DEPTH = 256;
 
+/** Tile of a workgroup, and how finely k is split. */
+export interface GpuGemmTile {
+  /** Rows and columns of y. */
+  readonly side: 32 | 64;
+  /** Workgroups to aim at by splitting k. */
+  readonly workgroups: number;
+}
+
 /**
- * Chooses the tile, and splits k when there are too few tiles to fill a GPU.
+ * Multiplies with a tile, and splits k when there are too few tiles to fill a GPU.
  *
  * @param spec sizes
+ * @param tile one of {@linkcode gpuGemmTiles}
  * @returns the plan: number of splits and the kernel
  */
-export function planGpuGemm(spec: GemmSpec): GemmPlan {
-  const count = (tile: number) => Math.ceil(spec.m / tile) * Math.ceil(spec.n / tile);
-  const tile = count(64) >= WANTED_WORKGROUPS ? 64 : 32;
-  const wanted = Math.ceil(WANTED_WORKGROUPS / count(tile));
+export function planGpuGemm(spec: GemmSpec, { side, workgroups }: GpuGemmTile): GemmPlan {
+  const wanted = Math.ceil(workgroups / tileCount(spec, side));
   const splits = Math.max(1, Math.min(wanted, 32, Math.floor(spec.k / LEAST_DEPTH)));
-  const block = blockDepth(tile);
+  const block = blockDepth(side);
   const chunk = Math.ceil(Math.ceil(spec.k / splits) / block) * block;
   return {
     splits: Math.ceil(spec.k / chunk),
-    kernel: (store) => gpuGemm(spec, tile, chunk, store),
+    kernel: (store) => gpuGemm(spec, side, chunk, store),
   };
+}
+
+/**
+ * Tiles worth measuring.
+ *
+ * @param spec sizes
+ * @returns large tiles first where there are enough of them to fill a GPU
+ */
+export function gpuGemmTiles(spec: GemmSpec): GpuGemmTile[] {
+  const large = tileCount(spec, 64) >= WANTED_WORKGROUPS;
+  const sides = large ? [64, 32] as const : [32, 64] as const;
+  const isSplit = spec.k >= 2 * LEAST_DEPTH;
+  const workgroups = isSplit ? [WANTED_WORKGROUPS, WANTED_WORKGROUPS / 2] : [WANTED_WORKGROUPS];
+  return sides.flatMap((side) => workgroups.map((wanted) => ({ side, workgroups: wanted })));
+}
+
+function tileCount({ m, n }: GemmSpec, side: number): number {
+  return Math.ceil(m / side) * Math.ceil(n / side);
 }
 
 /** Elements of k in a block: each invocation loads one 4x4 square of each operand. */

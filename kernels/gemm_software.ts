@@ -4,15 +4,20 @@
 // Without subgroups the same text is a register tile: every invocation loads all of its operands.
 import { COMPONENTS, declareBindings, grid1d, padded, range, type Target } from "./kernel.ts";
 import type { GemmPlan, GemmSpec, GemmStore } from "./gemm_plan.ts";
+import { cheapestTiles } from "./tile_choice.ts";
 
 /** Which part of y a workgroup computes. */
-interface Tile {
+export interface SoftwareGemmTile {
   /** What the lanes divide among themselves; the other side is broadcast. */
   readonly lanesOwn: "rows" | "columns";
   /** Rows (or columns) that are broadcast. */
   readonly broadcast: number;
   /** Rows, or vec4 columns, of each lane. */
   readonly perLane: number;
+}
+
+/** A tile on an adapter. */
+interface Tile extends SoftwareGemmTile {
   /** Lanes that share their loads; 1 without subgroups. */
   readonly shared: number;
   /** Invocations of a workgroup. */
@@ -28,22 +33,40 @@ interface Operand {
 }
 
 /**
- * Chooses a tile by a model of what it costs, and splits k when there are too few tiles to share.
+ * Multiplies with a tile, and splits k when there are too few tiles to share.
  *
  * @param spec sizes
  * @param target the adapter
+ * @param tile one of {@linkcode softwareGemmTiles}
  * @returns the plan: number of splits and the kernel
  */
-export function planSoftwareGemm(spec: GemmSpec, target: Target): GemmPlan {
-  let best: Tile | undefined, bestSplits = 1, bestCost = Infinity;
-  for (const tile of candidates(spec, target)) {
-    const splits = splitCount(spec, tile);
-    const cost = modelledCost(spec, tile, splits);
-    if (cost < bestCost) [best, bestSplits, bestCost] = [tile, splits, cost];
-  }
-  const tile = best!; // there is always a candidate
-  const splits = bestSplits;
-  return { splits, kernel: (store) => softwareGemm(spec, tile, splits, store) };
+export function planSoftwareGemm(
+  spec: GemmSpec,
+  target: Target,
+  tile: SoftwareGemmTile,
+): GemmPlan {
+  const own = { ...tile, ...lanesOf(target) };
+  const splits = splitCount(spec, own);
+  return { splits, kernel: (store) => softwareGemm(spec, own, splits, store) };
+}
+
+/**
+ * Tiles worth measuring.
+ *
+ * @param spec sizes
+ * @param target the adapter
+ * @returns the one with the lowest modelled cost first
+ */
+export function softwareGemmTiles(spec: GemmSpec, target: Target): SoftwareGemmTile[] {
+  const lanes = lanesOf(target);
+  return cheapestTiles(
+    candidates(spec, target),
+    (tile) => {
+      const own = { ...tile, ...lanes };
+      return modelledCost(spec, own, splitCount(spec, own));
+    },
+    ({ lanesOwn, broadcast }) => `${lanesOwn} ${broadcast}`,
+  );
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -259,22 +282,28 @@ function tileCounts(spec: GemmSpec, tile: Tile): [number, number] {
   ];
 }
 
-function candidates(spec: GemmSpec, { subgroupSize }: Target): Tile[] {
-  const subgroups = [4, 8, 16, 32].includes(subgroupSize);
-  const shared = subgroups ? subgroupSize : 1;
-  const lanes = subgroups ? subgroupSize : 16;
+/** Lanes of a workgroup, and how many of them share their loads. */
+function lanesOf({ subgroupSize }: Target): Pick<Tile, "shared" | "lanes"> {
+  return [4, 8, 16, 32].includes(subgroupSize)
+    ? { shared: subgroupSize, lanes: subgroupSize }
+    : { shared: 1, lanes: 16 };
+}
+
+function candidates(spec: GemmSpec, target: Target): SoftwareGemmTile[] {
+  const { shared } = lanesOf(target);
+  const subgroups = shared > 1;
   // Sums beyond the registers are spilled, which is cheap next to a load, but they take long to compile.
   const most = !subgroups ? 64 : spec.m * spec.n * spec.k < 1 << 24 ? 128 : 256;
-  const tiles: Tile[] = [];
+  const tiles: SoftwareGemmTile[] = [];
   for (const broadcast of subgroups ? [4, 8, 16, 32, 64] : [4, 8]) {
     if (broadcast % shared !== 0) continue;
     for (const perLane of [1, 2]) {
       if (4 * perLane * broadcast > most) continue;
-      tiles.push({ lanesOwn: "columns", broadcast, perLane, shared, lanes });
+      tiles.push({ lanesOwn: "columns", broadcast, perLane });
     }
     for (const perLane of spec.transposeA ? [4, 8] : [1, 2, 4, 8]) {
       if (perLane * broadcast > most) continue;
-      tiles.push({ lanesOwn: "rows", broadcast, perLane, shared, lanes });
+      tiles.push({ lanesOwn: "rows", broadcast, perLane });
     }
   }
   return tiles;

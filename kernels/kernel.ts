@@ -26,6 +26,8 @@ export interface Kernel {
   readonly bindings: readonly Binding[];
   /** Workgroups, each at most 65535. */
   readonly grid: readonly [number, number, number];
+  /** Where other tiles would do: what the tuner measures. */
+  readonly choice?: TileChoice;
 }
 
 /** Kernels that run one after another, with the scratch buffers they share. */
@@ -36,6 +38,21 @@ export interface KernelSequence {
   readonly temporaries: Readonly<Record<string, number>>;
 }
 
+/** A choice among tiles, which all give the same result up to the order of sums. */
+export interface TileChoice {
+  /** Kernel and shape. */
+  readonly key: string;
+  /** Names of the tiles worth measuring, the cost model's own choice first. */
+  readonly tiles: readonly string[];
+  /** Logical shapes of the bindings. */
+  readonly shapes: Readonly<Record<string, readonly number[]>>;
+  /** The kernels with one of the tiles, without an epilogue. */
+  readonly build: (tile: string) => KernelSequence;
+}
+
+/** Tiles that were measured to be faster than the cost models' own: name of the tile by key of the choice. */
+export type TileTable = ReadonlyMap<string, string>;
+
 /**
  * What a kernel must know of the adapter. Family "software" is for CPU adapters such as Mesa lavapipe (subgroup
  * shuffles, no barriers, long unrolled bodies); "gpu" for the rest (workgroup-memory tiles).
@@ -45,6 +62,8 @@ export interface Target {
   readonly family: "software" | "gpu";
   /** Lanes of a subgroup; 0 when the device has no subgroups. */
   readonly subgroupSize: number;
+  /** Measured tiles; where it has none, the cost models choose. */
+  readonly tiles?: TileTable;
 }
 
 /** Rounds a channel count up to a multiple of 4. */

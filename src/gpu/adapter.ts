@@ -1,14 +1,23 @@
 // The first adapter with all its limits and, where it has them, timestamps and subgroups.
-import type { Target } from "../../kernels/kernel.ts";
+import type { Target, TileTable } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { prepareEnvironment } from "./environment.ts";
+
+/** What tiles are measured for: an adapter and the kernels that are taken for it. */
+export interface AdapterDescription extends Pick<Target, "family" | "subgroupSize"> {
+  /** For example `llvmpipe (LLVM 15.0.6, 256 bits)`. */
+  readonly name: string;
+}
+
+/** Finds the tiles measured on an adapter. */
+export type FindTiles = (adapter: AdapterDescription) => Promise<TileTable | undefined>;
 
 /** An adapter and the device that was opened on it. */
 export interface OpenAdapter {
   /** The device. */
   readonly gpu: GPUDevice;
-  /** Its adapter. */
-  readonly adapter: GPUAdapter;
+  /** The adapter's name for reports. */
+  readonly name: string;
   /** What kernels must know of it. */
   readonly target: Target;
 }
@@ -16,14 +25,15 @@ export interface OpenAdapter {
 /**
  * Opens the adapter.
  *
- * @param options whether to ask for subgroups, and a kernel family other than the adapter's own
+ * @param options whether to ask for subgroups, a kernel family other than the adapter's own, and measured tiles
  * @returns the device with its adapter
  * @throws GpuError when there is no adapter
  */
 export async function openAdapter(
-  { subgroups, family }: {
+  { subgroups, family, findTiles }: {
     readonly subgroups: boolean;
     readonly family: Target["family"] | undefined;
+    readonly findTiles: FindTiles | undefined;
   },
 ): Promise<OpenAdapter> {
   prepareEnvironment();
@@ -58,5 +68,8 @@ export async function openAdapter(
   }
   gpu ??= await request([]);
   const own = adapter.info.isFallbackAdapter ? "software" : "gpu";
-  return { gpu, adapter, target: { family: family ?? own, subgroupSize } };
+  const name = adapter.info.description || adapter.info.vendor || "unknown adapter";
+  const target: Target = { family: family ?? own, subgroupSize };
+  const tiles = await findTiles?.({ name, ...target });
+  return { gpu, name, target: tiles ? { ...target, tiles } : target };
 }

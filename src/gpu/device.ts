@@ -3,7 +3,7 @@
 import { type Kernel, type KernelSequence, paddedSize, type Target } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { bindingEntries, checkBindings, pick } from "./bindings.ts";
-import { openAdapter } from "./adapter.ts";
+import { type FindTiles, openAdapter } from "./adapter.ts";
 import { ErrorWatch } from "./error_watch.ts";
 import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
@@ -22,6 +22,8 @@ export interface DeviceOptions {
   readonly subgroups?: boolean;
   /** Times every dispatch. */
   readonly profiler?: Profiler;
+  /** Looks for tiles that were measured on the adapter; without them cost models choose. */
+  readonly findTiles?: FindTiles;
 }
 
 /** A kernel ready to run: what a command encoder needs. */
@@ -53,13 +55,13 @@ export class Device implements Disposable {
 
   private constructor(
     gpu: GPUDevice,
-    adapter: GPUAdapter,
+    adapterName: string,
     target: Target,
     { synchronousReadBack = true, profiler }: DeviceOptions,
   ) {
     this.#gpu = gpu;
     this.target = target;
-    this.adapterName = adapter.info.description || adapter.info.vendor || "unknown adapter";
+    this.adapterName = adapterName;
     this.limits = gpu.limits;
     this.#errors = new ErrorWatch(gpu);
     this.#pipelines = new PipelineCache(gpu, this.#errors);
@@ -79,12 +81,12 @@ export class Device implements Disposable {
    * @throws GpuError when there is no adapter, or a profiler but no timestamps
    */
   static async open(options: DeviceOptions = {}): Promise<Device> {
-    const { subgroups = true, family, profiler } = options;
-    const { gpu, adapter, target } = await openAdapter({ subgroups, family });
+    const { subgroups = true, family, profiler, findTiles } = options;
+    const { gpu, name, target } = await openAdapter({ subgroups, family, findTiles });
     if (profiler && !gpu.features.has("timestamp-query")) {
       throw new GpuError("The adapter has no timestamps, which a profile needs");
     }
-    return new Device(gpu, adapter, target, options);
+    return new Device(gpu, name, target, options);
   }
 
   /** Bytes of GPU memory in use. */

@@ -39,7 +39,8 @@ async function start(
     args: [...before, ...args],
     cwd,
     clearEnv: true,
-    env: { ...environment, ...(!task && { INIT_CWD: cwd }) },
+    // Set, though empty: no vector widths are tried.
+    env: { LP_NATIVE_VECTOR_WIDTH: "", ...environment, ...(!task && { INIT_CWD: cwd }) },
     stdin: "null",
   }).output();
   const text = new TextDecoder();
