@@ -147,6 +147,7 @@ async function run(
     report: {
       stilla: VERSION,
       adapter: device.adapterName,
+      tunedTiles: device.target.tiles?.size ?? 0,
       method: recipe.method,
       weightBits: recipe.weightBits,
       activationBits: recipe.activationBits,

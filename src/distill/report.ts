@@ -60,6 +60,8 @@ export interface Report {
   readonly stilla: string;
   /** Name of the GPU or software adapter. */
   readonly adapter: string;
+  /** Kernels whose tiles were measured on this machine: sums are in the order of these tiles. */
+  readonly tunedTiles: number;
   /** Method of the recipe. */
   readonly method: string;
   /** Bits of the weights, first and last layer aside. */

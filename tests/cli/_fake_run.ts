@@ -63,6 +63,7 @@ function fakeReport(
   return {
     stilla: "0.0.0",
     adapter: "none",
+    tunedTiles: 0,
     method,
     weightBits,
     activationBits,
