@@ -1,0 +1,92 @@
+// Whole distillations of ResNet-20 as a user runs them: 1,024 unlabelled images of CIFAR-10, the library's own recipe at
+// each bit width, one process a run with a warm shader cache. The final evaluation gives the accuracy; its time does not
+// count. The process is this module: `deno run -A distillation.ts FOLDER RECIPE` prints what it found as JSON.
+import { distill } from "../../src/distill/distill.ts";
+import type { Recipe } from "../../src/distill/recipe.ts";
+import type { Report } from "../../src/distill/report.ts";
+import { row, runModule, type Subject } from "../harness.ts";
+import { CIFAR10, readImages, readModel } from "../resnet20.ts";
+
+/** Recipes by name, with the accuracy in percent below which something is wrong. */
+const STUDENTS: readonly { name: string; recipe: Partial<Recipe>; least: number }[] = [
+  { name: "W4A4", recipe: { weightBits: 4, activationBits: 4 }, least: 90 },
+  { name: "W3A3", recipe: { weightBits: 3, activationBits: 3 }, least: 86 },
+  { name: "W2A2", recipe: { weightBits: 2, activationBits: 2 }, least: 70 },
+];
+const IMAGES = 1024;
+/** A run as short as this compiles every shader that takes long. */
+const WARM_UP: Partial<Recipe> = { steps: 1, networkSteps: 1 };
+
+/** What a process found. */
+interface Outcome {
+  readonly report: Report;
+  /** Largest resident memory seen before the evaluation, in bytes. */
+  readonly memory: number;
+}
+
+/** Seconds and accuracy of whole distillations. */
+export const distillation: Subject = {
+  about: `whole distillations of ResNet-20 on ${IMAGES} unlabelled images`,
+  needsData: true,
+  onlyByName: true,
+  run: async function* ({ data, seeds }) {
+    for (const { name, recipe, least } of STUDENTS) {
+      const run = async (changes: Partial<Recipe>) => {
+        const json = JSON.stringify({ ...CIFAR10, samples: IMAGES, ...recipe, ...changes });
+        return await runModule<Outcome>(import.meta.url, [data, json]);
+      };
+      await run(WARM_UP);
+      const outcomes: { readonly result: Outcome; readonly seconds: number }[] = [];
+      for (const seed of seeds) outcomes.push(await run({ seed }));
+      const top1 = outcomes.map(({ result }) => 100 * (result.report.network.top1Student ?? NaN));
+      if (!top1.every((value) => value >= least)) {
+        throw new Error(`${name}: top-1 ${top1.join(", ")}, expected at least ${least}`);
+      }
+      const mean = top1.reduce((sum, value) => sum + value, 0) / top1.length;
+      yield row({ case: name, metric: "top-1" }, "%", top1, {
+        better: "more",
+        note: `mean ${mean.toFixed(2)} over seeds ${seeds.join(", ")}`,
+      });
+      yield row(
+        { case: name, metric: "whole process" },
+        "s",
+        outcomes.map(({ result, seconds }) => seconds - result.report.seconds.evaluate),
+        { note: "without the final evaluation" },
+      );
+      for (const phase of ["calibrate", "distill"] as const) {
+        const seconds = outcomes.map(({ result }) => result.report.seconds[phase]);
+        yield row({ case: name, metric: phase }, "s", seconds);
+      }
+      yield row(
+        { case: name, metric: "memory" },
+        "MiB",
+        outcomes.map(({ result }) => result.memory / 2 ** 20),
+        { note: "largest resident memory before the evaluation" },
+      );
+    }
+  },
+};
+
+/** What the process does. */
+async function measure(folder: string, recipe: Partial<Recipe>): Promise<Outcome> {
+  const model = readModel(folder);
+  const { images: evaluation, labels: evaluationLabels } = readImages(folder, model, "test");
+  const { images: calibration } = readImages(folder, model, "train");
+  let memory = 0;
+  const { report } = await distill(
+    model,
+    { calibration, evaluation, evaluationLabels },
+    recipe,
+    {
+      onProgress: ({ stage }) => {
+        if (stage !== "evaluate") memory = Math.max(memory, Deno.memoryUsage().rss);
+      },
+    },
+  );
+  return { report, memory };
+}
+
+if (import.meta.main) {
+  const [folder, recipe] = Deno.args as [string, string]; // of runModule() above
+  console.log(JSON.stringify(await measure(folder, JSON.parse(recipe))));
+}
