@@ -2,7 +2,13 @@
 // pixels, all lanes share `tile.rows` output channels. Loads are the dear part there (each is a scalar loop over the
 // lanes), so a run's input columns are loaded once for all taps of a kernel row, and each weight vec4 is loaded by
 // one lane and handed to the others with subgroupShuffle. No barriers, no workgroup memory, literal shapes.
-import { epilogueBindings, epilogueSetup, epilogueStore, epilogueTypes } from "./epilogue.ts";
+import {
+  epilogueBindings,
+  epilogueSetup,
+  epilogueStore,
+  epilogueTypes,
+  loadBias,
+} from "./epilogue.ts";
 import { leavesInput, type TapAxis, type TapConvolution } from "./conv2d_plan.ts";
 import { type Binding, COMPONENTS, declareBindings, type Kernel, padded, range } from "./kernel.ts";
 import type { Target } from "./kernel.ts";
@@ -351,6 +357,7 @@ ${body}
     const lines: string[] = [];
     for (const i of range(tileRows / 4)) {
       lines.push(`let channel${i} = group * ${vectors}u + m4 + ${i}u;`);
+      lines.push(loadBias(epilogue, `bias${i}`, `channel${i}`));
       if (channels % 4) {
         const kept = range(4).map((c) => c < channels % 4 ? 1 : 0).join(", ");
         lines.push(
@@ -379,6 +386,7 @@ ${body}
             output: outputName,
             index,
             channel: `channel${i}`,
+            bias: `bias${i}`,
             channels: channels * group,
           });
           return wholeRows ? store : `if (m4 + ${i}u < ${vectors}u) ${store}`;

@@ -17,6 +17,7 @@ import {
   epilogueSetup,
   epilogueStore,
   epilogueTypes,
+  loadBias,
 } from "./epilogue.ts";
 import {
   type Binding,
@@ -111,6 +112,7 @@ fn main(
   let a = i32(flat / ${vectors * across}u % ${down}u) * ${block.height};
   let n = i32(flat / ${vectors * across * down}u);
   ${epilogueSetup(epilogue)}
+  ${loadBias(epilogue, "channel_bias", "channel")}
 ${
     range(block.height).map((i) =>
       "  " + range(block.width).map((j) => `var c${i}_${j} = vec4f();`).join(" ")
@@ -260,6 +262,7 @@ function store(convolution: TapConvolution, block: Block, vectors: number): stri
         output: outputName,
         index,
         channel: "channel",
+        bias: "channel_bias",
         channels: group,
       });
       const guards = [

@@ -44,6 +44,18 @@ export function epilogueSetup(epilogue: Epilogue): string {
     : "";
 }
 
+/**
+ * Loads the bias of a channel once for several stores: stores to y keep compilers from doing so.
+ *
+ * @param epilogue what is fused
+ * @param name of the variable
+ * @param channel WGSL u32 expression: vec4 index among the channels
+ * @returns a WGSL statement, empty without a bias
+ */
+export function loadBias(epilogue: Epilogue, name: string, channel: string): string {
+  return epilogue.bias ? `let ${name} = bias[${channel}];` : "";
+}
+
 /** Where an epilogue is applied. */
 export interface EpilogueSite {
   /** WGSL expression of type vec4f; zero in padded channels. */
@@ -54,6 +66,8 @@ export interface EpilogueSite {
   readonly index: string;
   /** WGSL u32 expression: vec4 index among the channels. */
   readonly channel: string;
+  /** Name of {@linkcode loadBias}, where several stores share a channel; by default every store loads its bias. */
+  readonly bias?: string;
   /** Logical number of channels. */
   readonly channels: number;
 }
@@ -67,7 +81,7 @@ export interface EpilogueSite {
  */
 export function epilogueStore(epilogue: Epilogue, site: EpilogueSite): string {
   const { value, output, index, channel, channels } = site;
-  const bias = epilogue.bias ? ` + bias[${channel}]` : "";
+  const bias = epilogue.bias ? ` + ${site.bias ?? `bias[${channel}]`}` : "";
   const residual = epilogue.residual ? ` + residual[${index}]` : "";
   let y = "before";
   if (epilogue.activation) {
