@@ -86,17 +86,36 @@ export async function distillUnits(
   }
 }
 
+/** Rates for layers whose batch norm trains beside the weights. */
+const LIVE_RATES: LearningRates = {
+  weights: 0.02,
+  weightScales: 2e-3,
+  activationScales: 5e-3,
+  biases: 1e-3,
+};
+
+/** Rates for layers without batch norm; coarse grids need twice as much. */
+const FOLDED_RATES: LearningRates = {
+  weights: 0.01,
+  weightScales: 1e-3,
+  activationScales: 2e-3,
+  biases: 1e-3,
+};
+
 /** Learning rates of the recipe; its own number scales all of them. */
-export function learningRates(session: Session): LearningRates {
-  const { recipe } = session;
+export function learningRates({ recipe }: Session): LearningRates {
+  const { learningRate, weightBits, activationBits, weightQuantizer } = recipe;
   const folded = batchNormPolicy(recipe) === "folded";
-  const base = recipe.weightQuantizer === "softRounding" ? 0.01 : folded ? 0.01 : 0.02;
-  const factor = (recipe.learningRate ?? base) / base;
+  const rates = folded ? FOLDED_RATES : LIVE_RATES;
+  const coarse = folded && weightQuantizer !== "softRounding" &&
+    Math.min(weightBits, activationBits) < 4;
+  const base = weightQuantizer === "softRounding" ? 0.01 : rates.weights;
+  const factor = learningRate === null ? (coarse ? 2 : 1) : learningRate / base;
   return {
     weights: base * factor,
-    weightScales: (folded ? 1e-3 : 2e-3) * factor,
-    activationScales: (folded ? 2e-3 : 5e-3) * factor,
-    biases: 1e-3 * factor,
+    weightScales: rates.weightScales * factor,
+    activationScales: rates.activationScales * factor,
+    biases: rates.biases * factor,
   };
 }
 

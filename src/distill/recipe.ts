@@ -77,7 +77,7 @@ export interface Recipe {
  * The batch norm policy that a recipe means.
  *
  * @param recipe complete
- * @returns its own policy, or what was measured to be best: at 4 bits and more batch norm is folded into the weights
+ * @returns its own policy, or what was measured to be best: at 3 bits and more batch norm is folded into the weights
  * before training; below that its statistics have to follow the student's; QAT keeps it frozen
  */
 export function batchNormPolicy(
@@ -85,7 +85,7 @@ export function batchNormPolicy(
 ): Exclude<Recipe["batchNorm"], "auto"> {
   if (batchNorm !== "auto") return batchNorm;
   if (method === "qat") return "frozen";
-  return Math.min(weightBits, activationBits) >= 4 ? "folded" : "live";
+  return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
 }
 
 const bits = (about: string) => z.int().min(2).max(8).default(8).describe(about);
@@ -139,7 +139,7 @@ const recipeSchema = z.strictObject({
     .describe("how the activations' ranges start"),
   batchNorm: z.enum(["auto", "live", "frozen", "folded"]).default("auto")
     .describe(
-      'batch norm of the student while it trains; "auto" = frozen for method "qat", else folded from 4 bits on, live below',
+      'batch norm of the student while it trains; "auto" = frozen for method "qat", else folded from 3 bits on, live below',
     ),
   teacherWeight: z.number().min(0).max(1).default(0.5)
     .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
