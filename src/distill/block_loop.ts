@@ -103,7 +103,7 @@ const FOLDED_RATES: LearningRates = {
 };
 
 /** Learning rates of the recipe; its own number scales all of them. */
-export function learningRates({ recipe }: Session): LearningRates {
+export function learningRates({ recipe }: Pick<Session, "recipe">): LearningRates {
   const { learningRate, weightBits, activationBits, weightQuantizer } = recipe;
   const folded = batchNormPolicy(recipe) === "folded";
   const rates = folded ? FOLDED_RATES : LIVE_RATES;

@@ -26,6 +26,7 @@ function layer(name: string, sqnrDb: number, rolledBack = false): LayerReport {
 const REPORT: Report = {
   stilla: "0.1.0",
   adapter: "test",
+  tunedTiles: 0,
   method: "blockwise",
   weightBits: 4,
   activationBits: 4,
