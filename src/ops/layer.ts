@@ -22,13 +22,20 @@ import type { LayerStep } from "../graph/layers.ts";
 import { activationOf } from "./activation.ts";
 import {
   inputOf,
+  type LiveBatchNorm,
   type OpContext,
   rowsAndChannels,
   shapeOf,
+  type SquaredError,
   type Trainable,
   valueOf,
 } from "./context.ts";
-import { pushPointwise, recordPointwise, recordSquaredError } from "./pointwise.ts";
+import {
+  type PointwiseEnd,
+  pushPointwise,
+  recordPointwise,
+  recordSquaredError,
+} from "./pointwise.ts";
 
 /** The multiplication of a layer with its two gradients. */
 interface Linear {
@@ -38,73 +45,103 @@ interface Linear {
 }
 
 /**
- * Records a layer and puts its result into the context's values.
+ * Records a layer and puts its result into the context's values, or its error into the loss.
  *
  * @param context where to record
  * @param step the fused layer
  */
 export function recordLayer(context: OpContext, step: LayerStep): void {
-  const { recorder, tape } = context;
+  const { recorder } = context;
   const { layer, batchNorm, residual, activation, output } = step;
-  const x = inputOf(context, layer, 0);
-  const weightName = layer.inputs[1] ?? "";
-  const weight = context.parameter(weightName);
-  const biasName = layer.inputs[2] ?? "";
   const live = batchNorm && context.batchNorm?.(batchNorm.name);
   if (batchNorm && !live) {
     throw new TypeError(`Batch norm "${batchNorm.name}" must be folded before it is executed`);
   }
-  const bias = biasName === "" || live ? undefined : context.parameter(biasName);
-  const residualValue = residual && valueOf(context, residual.input);
-  const end = {
-    activation: activation && activationOf(activation),
-    quantizer: context.quantizer(output),
-  };
-  const error = context.squaredErrors?.get(output);
-  const linear = linearOf(context, layer, recorder.device.target);
-  const shape = shapeOf(context, output);
-  if (live) {
-    const z = recorder.tensor(shape, layer.name);
-    recorder.run(linear.forward({}), { x, w: weight.value, y: z });
-    pushLinear(context, linear, x, weight, z);
-    const normalized = { ...end, batchNorm: live, residual: residualValue };
-    if (error) {
-      const origin = { residual: residualValue, label: output };
-      recordSquaredError(context, z, normalized, origin, error);
-    } else {
-      context.values.set(output, recordPointwise(context, z, normalized, output));
-    }
-    return;
-  }
-  const sum = {
-    epilogue: { bias: bias !== undefined, residual: residualValue !== undefined },
-    bindings: {
-      x,
-      w: weight.value,
-      ...(bias && { bias: bias.value }),
-      ...(residualValue && { residual: residualValue }),
+  const parts: LayerParts = {
+    name: layer.name,
+    output,
+    shape: shapeOf(context, output),
+    linear: linearOf(context, layer, recorder.device.target),
+    x: inputOf(context, layer, 0),
+    weight: context.parameter(layer.inputs[1] ?? ""),
+    residual: residual && valueOf(context, residual.input),
+    end: {
+      activation: activation && activationOf(activation),
+      quantizer: context.quantizer(output),
     },
+    error: context.squaredErrors?.get(output),
   };
-  const origin = { residual: residualValue, bias, label: output };
+  if (live) return recordNormalized(context, parts, live);
+  const biasName = layer.inputs[2] ?? "";
+  recordFused(context, parts, biasName === "" ? undefined : context.parameter(biasName));
+}
+
+/** A layer, taken apart. */
+interface LayerParts {
+  /** Of its node. */
+  readonly name: string;
+  readonly output: string;
+  /** Of the output. */
+  readonly shape: readonly number[];
+  readonly linear: Linear;
+  readonly x: Tensor;
+  readonly weight: Trainable;
+  readonly residual: Tensor | undefined;
+  readonly end: Pick<PointwiseEnd, "activation" | "quantizer">;
+  /** The loss, where nothing else reads the output. */
+  readonly error: SquaredError | undefined;
+}
+
+/** A live batch norm needs the statistics of the whole result before it can go on. */
+function recordNormalized(
+  context: OpContext,
+  { name, output, shape, linear, x, weight, residual, end, error }: LayerParts,
+  batchNorm: LiveBatchNorm,
+): void {
+  const { recorder } = context;
+  const z = recorder.tensor(shape, name);
+  recorder.run(linear.forward({}), { x, w: weight.value, y: z });
+  pushLinear(context, linear, x, weight, z);
+  const normalized = { ...end, batchNorm, residual };
+  if (error) recordSquaredError(context, z, normalized, { residual, label: output }, error);
+  else context.values.set(output, recordPointwise(context, z, normalized, output));
+}
+
+/** Everything happens in the epilogue. */
+function recordFused(
+  context: OpContext,
+  { name, output, shape, linear, x, weight, residual, end, error }: LayerParts,
+  bias: Trainable | undefined,
+): void {
+  const { recorder, tape } = context;
+  const { activation, quantizer } = end;
+  const sum: Epilogue = { bias: bias !== undefined, residual: residual !== undefined };
+  const summands = {
+    x,
+    w: weight.value,
+    ...(bias && { bias: bias.value }),
+    ...(residual && { residual }),
+  };
+  const origin = { residual, bias, label: output };
   if (error) {
-    const z = recorder.tensor(shape, layer.name);
-    recorder.run(linear.forward(sum.epilogue), { ...sum.bindings, y: z });
+    const z = recorder.tensor(shape, name);
+    recorder.run(linear.forward(sum), { ...summands, y: z });
     pushLinear(context, linear, x, weight, z);
     recordSquaredError(context, z, end, origin, error);
     return;
   }
   const y = recorder.tensor(shape, output);
-  const fused = bias || residualValue || end.activation || end.quantizer;
-  const z = tape && fused ? recorder.tensor(shape, layer.name) : y;
+  const hasEnd = bias || residual || activation || quantizer;
+  const z = tape && hasEnd ? recorder.tensor(shape, name) : y;
   const epilogue: Epilogue = {
-    ...sum.epilogue,
+    ...sum,
     keepsPreActivation: z !== y,
-    ...(end.activation && { activation: end.activation }),
-    ...(end.quantizer && { fakeQuantize: end.quantizer.grid }),
+    ...(activation && { activation }),
+    ...(quantizer && { fakeQuantize: quantizer.grid }),
   };
   recorder.run(linear.forward(epilogue), {
-    ...sum.bindings,
-    ...(end.quantizer && { qparams: end.quantizer.qparams }),
+    ...summands,
+    ...(quantizer && { qparams: quantizer.qparams }),
     ...(z !== y && { z }),
     y,
   });
