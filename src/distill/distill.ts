@@ -92,8 +92,9 @@ async function run(
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
   const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
-  const batch = fittingBatch(device, network.trained, recipe.batchSize);
   const samples = uploadSamples(device, network, data, recipe);
+  const fitting = fittingBatch(device, network.trained, recipe.batchSize);
+  const batch = Math.min(fitting, samples.train.rows);
   using teacher = teacherValues(device, network);
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });

@@ -47,26 +47,20 @@ export async function predict(
   const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
   const logits = new Float32Array(count * classes);
-  const remainder = count % batch;
-  for (
-    const [start, end, size] of [
-      [0, count - remainder, batch],
-      [count - remainder, count, remainder],
-    ] as const
-  ) {
-    if (start === end) continue;
-    using plan = new Plan(device);
-    const x = plan.tensor([size, ...rowShape], network.input);
-    const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
-    const results = recordForward(plan, part, values, new Map([[network.input, input]]));
-    for (let row = start; row < end; row += size) {
-      const indices = Uint32Array.from({ length: size }, (_, i) => row + i);
-      device.upload(x, normalize(images, indices, normalization));
-      plan.replay();
-      logits.set(await device.read(results.get(network.output)!), row * classes);
-      onBatch(row + size);
-      await device.breathe();
-    }
+  // One plan for all, the last batch filled up with the last input: another batch size would be compiled anew.
+  using plan = new Plan(device);
+  const x = plan.tensor([batch, ...rowShape], network.input);
+  const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
+  const results = recordForward(plan, part, values, new Map([[network.input, input]]));
+  for (let row = 0; row < count; row += batch) {
+    const indices = Uint32Array.from({ length: batch }, (_, i) => Math.min(row + i, count - 1));
+    device.upload(x, normalize(images, indices, normalization));
+    plan.replay();
+    const done = Math.min(row + batch, count);
+    const found = await device.read(results.get(network.output)!);
+    logits.set(found.subarray(0, (done - row) * classes), row * classes);
+    onBatch(done);
+    await device.breathe();
   }
   return logits;
 }

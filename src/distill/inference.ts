@@ -201,21 +201,17 @@ export function advance(
     const shape = part.source.shapes.get(name)?.slice(1) ?? [];
     to.set(name, new RowSet(device, rows, shape, name));
   }
-  // Full batches share one plan; what remains has its own.
-  const remainder = rows % batch;
-  const sizes = [[0, rows - remainder, batch], [rows - remainder, rows, remainder]] as const;
-  for (const [start, end, size] of sizes) {
-    if (start === end) continue;
-    using plan = new Plan(device);
-    const inputs = new Map(
-      sets.map(([name, set]) => [name, plan.tensor([size, ...set.rowShape], name)]),
-    );
-    const results = recordForward(plan, part, values, inputs);
-    for (let row = start; row < end; row += size) {
-      for (const [name, set] of sets) set.copyOut(row, size, inputs.get(name)!);
-      plan.replay();
-      for (const name of part.outputs) to.get(name)!.copyIn(results.get(name)!, row, size);
-    }
+  // One plan for all, the last batch partly filled: another batch size would be compiled anew.
+  using plan = new Plan(device);
+  const inputs = new Map(
+    sets.map(([name, set]) => [name, plan.tensor([batch, ...set.rowShape], name)]),
+  );
+  const results = recordForward(plan, part, values, inputs);
+  for (let row = 0; row < rows; row += batch) {
+    const count = Math.min(batch, rows - row);
+    for (const [name, set] of sets) set.copyOut(row, count, inputs.get(name)!);
+    plan.replay();
+    for (const name of part.outputs) to.get(name)!.copyIn(results.get(name)!, row, count);
   }
   return to;
 }
