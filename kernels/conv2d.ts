@@ -12,7 +12,8 @@ import {
   type TapConvolution,
   tapConvolutionShapes,
 } from "./conv2d_plan.ts";
-import { convolutionSoftware, softwareTiles } from "./conv2d_software.ts";
+import { convolutionSoftware } from "./conv2d_software.ts";
+import { softwareTiles } from "./conv2d_software_tile.ts";
 import { gpuWeightTiles, weightGradientGpu } from "./conv2d_weight_gpu.ts";
 import {
   softwareWeightTiles,

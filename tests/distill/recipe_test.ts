@@ -1,10 +1,13 @@
 import assert from "node:assert/strict";
 import { FormatError } from "../../src/core/errors.ts";
+import { learningRates } from "../../src/distill/block_loop.ts";
 import {
+  batchNormPolicy,
   checkRecipePart,
   DEFAULT_RECIPE,
   nearestName,
   parseRecipe,
+  type Recipe,
   RECIPE_FIELDS,
 } from "../../src/distill/recipe.ts";
 
@@ -88,4 +91,23 @@ Deno.test("nearestName() finds slips and swaps, and leaves strangers alone", () 
   assert.equal(nearestName("wieght-bits", known), "weight-bits");
   assert.equal(nearestName("seeed", known), "seed");
   assert.equal(nearestName("temperature", known), undefined);
+});
+
+Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes what the recipe says", () => {
+  const policy = (changes: Partial<Recipe>) => batchNormPolicy(parseRecipe(changes));
+  assert.equal(policy({ weightBits: 3, activationBits: 3 }), "folded");
+  assert.equal(policy({ weightBits: 2, activationBits: 4 }), "live");
+  assert.equal(policy({ weightBits: 4, activationBits: 2 }), "live");
+  assert.equal(policy({ method: "qat", weightBits: 2, activationBits: 2 }), "frozen");
+  assert.equal(policy({ method: "qat", batchNorm: "live" }), "live");
+});
+
+Deno.test("learningRates() doubles on coarse grids, and follows the recipe's own rate", () => {
+  const rates = (changes: Partial<Recipe>) => learningRates({ recipe: parseRecipe(changes) });
+  const fine = rates({ weightBits: 4, activationBits: 4 });
+  const coarse = rates({ weightBits: 3, activationBits: 4 });
+  assert.deepEqual(Object.values(coarse), Object.values(fine).map((rate) => 2 * rate));
+  const own = rates({ weightBits: 3, activationBits: 4, learningRate: 3 * fine.weights });
+  assert.equal(own.weights, 3 * fine.weights);
+  assert.ok(Math.abs(own.biases / fine.biases - 3) < 1e-12);
 });
