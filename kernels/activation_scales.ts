@@ -8,7 +8,7 @@ export interface ActivationScale {
   readonly logScale: number;
   /** Float index of a learned zero point in `parameters`; without it `qparams` keeps the one it has. */
   readonly zeroPoint?: number;
-  /** vec4 index of [scale, zeroPoint, 0, 0] in `qparams`. */
+  /** vec4 index of [scale, zeroPoint, quantMin, quantMax] in `qparams`. */
   readonly qparams: number;
   /** First vec4 in `scale_terms` of the terms whose sum over all lanes is dL/dscale. */
   readonly scaleTerms: number;
@@ -49,7 +49,7 @@ export interface ActivationScalesSpec {
 }
 
 /**
- * qparams = [exp(log_scale), zeroPoint, 0, 0].
+ * qparams = [exp(log_scale), zeroPoint, quantMin, quantMax], the bounds as they were.
  *
  * Bindings: parameters (read, f32), quantizers (read, u32), qparams (read_write).
  */
@@ -66,7 +66,7 @@ export function updateActivationScales({ count }: ActivationScalesSpec, _target:
     `let at = quantizers[entry + 2u];
   var zero_point = qparams[at].y;
   if (quantizers[entry + 1u] != ${NONE}u) { zero_point = parameters[quantizers[entry + 1u]]; }
-  qparams[at] = vec4f(exp(parameters[quantizers[entry]]), zero_point, 0.0, 0.0);`,
+  qparams[at] = vec4f(exp(parameters[quantizers[entry]]), zero_point, qparams[at].zw);`,
     bindings,
   );
 }

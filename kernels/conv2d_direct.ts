@@ -1,13 +1,7 @@
 // Plain convolution kernels for grouped convolutions whose groups do not fill whole vec4s: one invocation for each
 // output vec4, scalar loops inside. Correct for every shape, not fast.
 import { type Conv2dSpec, shapeLabel } from "./conv2d_plan.ts";
-import {
-  type Epilogue,
-  epilogueBindings,
-  epilogueSetup,
-  epilogueStore,
-  epilogueTypes,
-} from "./epilogue.ts";
+import { type Epilogue, epilogueBindings, epilogueSetup, epilogueStore } from "./epilogue.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -65,7 +59,7 @@ export function directForward(spec: Conv2dSpec, epilogue: Epilogue): Kernel {
       ...epilogueBindings(epilogue),
       { name: "y", access: "read_write" },
     ],
-    { x: "f32", w: "f32", ...epilogueTypes(epilogue) },
+    { x: "f32", w: "f32" },
     spec.batch * spec.outHeight * spec.outWidth,
     padded(spec.outChannels) / 4,
     body,

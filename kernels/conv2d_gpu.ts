@@ -3,7 +3,7 @@
 // channels and of pixels; the next tile is fetched into registers while the current one is multiplied. Columns of the
 // tiles are permuted by xor with their depth, which spreads the transposing stores over the memory banks.
 import type { TapAxis, TapConvolution } from "./conv2d_plan.ts";
-import { epilogueBindings, epilogueSetup, epilogueStore, epilogueTypes } from "./epilogue.ts";
+import { epilogueBindings, epilogueSetup, epilogueStore } from "./epilogue.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -56,7 +56,7 @@ export function convolutionGpu(
   const across4 = tile.channels / 4 / tile.channelVectors;
   const m = range(tile.channelVectors);
   const n = range(tile.pixelVectors);
-  const code = /* wgsl */ `${declareBindings(bindings, epilogueTypes(epilogue))}
+  const code = /* wgsl */ `${declareBindings(bindings)}
 
 const CHANNELS = ${tile.channels / 4}u;
 const PIXELS = ${tile.pixels / 4}u;

@@ -2,13 +2,7 @@
 // pixels, all lanes share `tile.rows` output channels. Loads are the dear part there (each is a scalar loop over the
 // lanes), so a run's input columns are loaded once for all taps of a kernel row, and each weight vec4 is loaded by
 // one lane and handed to the others with subgroupShuffle. No barriers, no workgroup memory, literal shapes.
-import {
-  epilogueBindings,
-  epilogueSetup,
-  epilogueStore,
-  epilogueTypes,
-  loadBias,
-} from "./epilogue.ts";
+import { epilogueBindings, epilogueSetup, epilogueStore, loadBias } from "./epilogue.ts";
 import { leavesInput, type TapConvolution } from "./conv2d_plan.ts";
 import { LANES_WITHOUT_SUBGROUPS, type SoftwareTile, windowOf } from "./conv2d_software_tile.ts";
 import { type Binding, COMPONENTS, declareBindings, type Kernel, padded, range } from "./kernel.ts";
@@ -40,16 +34,18 @@ export function convolutionSoftware(
   const tiles = Math.ceil(units / (lanes * tile.runs));
   const fold = Math.ceil(tiles / 65535);
   const across = Math.ceil(tiles / fold);
+  // Without a fold nothing here names the number of images: all batches that fill their tiles share one pipeline.
+  const flatTile = fold === 1 ? "workgroup.x" : `workgroup.z * ${across}u + workgroup.x`;
   const rowTiles = Math.ceil(padded(convolution.channels) / tile.rows);
   const emitter = new Emitter(convolution, tile, lanes, target.subgroupSize > 0);
-  const code = /* wgsl */ `${declareBindings(bindings, epilogueTypes(epilogue))}
+  const code = /* wgsl */ `${declareBindings(bindings)}
 
 @compute @workgroup_size(${lanes})
 fn main(
   @builtin(workgroup_id) workgroup: vec3u,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let tile = workgroup.z * ${across}u + workgroup.x;
+  let tile = ${flatTile};
   let group = workgroup.y / ${rowTiles}u;
   let m4 = (workgroup.y % ${rowTiles}u) * ${tile.rows / 4}u;
   ${epilogueSetup(epilogue)}
@@ -67,7 +63,10 @@ ${emitter.store(units)}
   };
 }
 
-/** Writes the WGSL of one tile; names: c<row>_<pixel> sums, x<run>_<column> inputs, a<tap>_<i> weights. */
+/**
+ * Writes the WGSL of one tile. Names: c<m>_<pixel> sums of 4 rows, x<run>_<column> inputs, a<tap>_<i> weights as loaded,
+ * r<tap>_<i> weights of 4 rows. Vectors over rows keep the text short: parsing it is most of a warm start.
+ */
 class Emitter {
   readonly #convolution: TapConvolution;
   readonly #tile: SoftwareTile;
@@ -121,8 +120,8 @@ class Emitter {
 
   accumulators(): string {
     const { rows, run, runs } = this.#tile;
-    return range(rows).map((m) =>
-      "  " + range(run * runs).map((p) => `var c${m}_${p} = 0.0;`).join(" ")
+    return range(rows / 4).map((m) =>
+      "  " + range(run * runs).map((p) => `var c${m}_${p} = vec4f();`).join(" ")
     ).join("\n");
   }
 
@@ -241,30 +240,31 @@ ${body}
         : `a${tap}_${element}`;
     const pixels = taps.map(inputs);
     for (const group of range(rows / 4)) {
-      // In a transposed tile element u * rows / 4 + i holds 4 rows for one component of depth.
-      const elements = transposed
-        ? range(4).map((u) => u * (rows / 4) + group)
-        : range(4).map((i) => group * 4 + i);
       for (const tap of taps) {
-        for (const element of elements) {
-          lines.push(`let r${tap}_${element} = ${weight(tap, element)};`);
+        // In a transposed tile element u * rows / 4 + group holds 4 rows for component u of depth; otherwise element
+        // group * 4 + i holds 4 components of depth for row i.
+        for (const i of range(4)) {
+          const element = transposed ? i * (rows / 4) + group : group * 4 + i;
+          lines.push(
+            `let ${transposed ? "r" : "e"}${tap}_${group * 4 + i} = ${weight(tap, element)};`,
+          );
+        }
+        if (transposed) continue;
+        for (const u of range(4)) {
+          const parts = range(4).map((i) => `e${tap}_${group * 4 + i}.${COMPONENTS[u]}`);
+          lines.push(`let r${tap}_${group * 4 + u} = vec4f(${parts.join(", ")});`);
         }
       }
-      for (const i of range(4)) {
-        for (const p of range(run * runs)) {
-          const sum = `c${group * 4 + i}_${p}`;
-          const terms = taps.flatMap((tap) =>
-            range(4).map((u): [string, string] => [
-              transposed
-                ? `r${tap}_${elements[u]}.${COMPONENTS[i]}`
-                : `r${tap}_${elements[i]}.${COMPONENTS[u]}`,
-              `${pixels[tap]![p]}.${COMPONENTS[u]}`,
-            ])
-          );
-          lines.push(
-            `${sum} = ${terms.reduce((inner, [r, x]) => `fma(${r}, ${x}, ${inner})`, sum)};`,
-          );
-        }
+      for (const p of range(run * runs)) {
+        const sum = `c${group}_${p}`;
+        const products = taps.flatMap((tap) =>
+          range(4).map((u) =>
+            `r${tap}_${group * 4 + u}, vec4f(${pixels[tap]![p]}.${COMPONENTS[u]})`
+          )
+        );
+        lines.push(
+          `${sum} = ${products.reduce((inner, product) => `fma(${product}, ${inner})`, sum)};`,
+        );
       }
     }
     return lines.map((line) => "      " + line).join("\n");
@@ -300,8 +300,8 @@ ${body}
           j === 0 || columns.positions % run === 0 ? "" : `b${g} + ${j} < ${columns.positions}`,
         ].filter(Boolean);
         const stores = range(tileRows / 4).map((i) => {
-          const sums = range(4).map((c) => `c${i * 4 + c}_${g * run + j}`).join(", ");
-          const value = channels % 4 ? `vec4f(${sums}) * kept${i}` : `vec4f(${sums})`;
+          const sum = `c${i}_${g * run + j}`;
+          const value = channels % 4 ? `${sum} * kept${i}` : sum;
           const index = `at${g}_${j} + channel${i}`;
           const store = epilogueStore(epilogue, {
             value,

@@ -16,7 +16,6 @@ import {
   epilogueBindings,
   epilogueSetup,
   epilogueStore,
-  epilogueTypes,
   loadBias,
 } from "./epilogue.ts";
 import {
@@ -97,7 +96,7 @@ function depthwise(convolution: TapConvolution, target: Target): Kernel {
     ...epilogueBindings(epilogue),
     { name: outputName, access: "read_write" },
   ];
-  const code = /* wgsl */ `${declareBindings(bindings, epilogueTypes(epilogue))}
+  const code = /* wgsl */ `${declareBindings(bindings)}
 
 @compute @workgroup_size(${WORKGROUP})
 fn main(

@@ -1,13 +1,8 @@
 // What a convolution or GEMM does to its result before it stores it, so that no separate pass over memory is needed:
-// z = value + bias + residual, y = fakeQuantize(activation(z)). All of it works on vec4f over channels.
-import { type Activation, activationForward, activationKeepsZero, literal } from "./activation.ts";
+// z = value + bias + residual, y = fakeQuantize(activation(z)). All of it works on vec4f over channels. The quantizer's
+// grid is data, so that one compiled kernel serves all bit widths, and tensors without a quantizer.
+import { type Activation, activationForward, activationKeepsZero } from "./activation.ts";
 import type { Binding } from "./kernel.ts";
-
-/** Grid of a fake quantizer whose scale and zero point are in the binding `qparams`. */
-export interface QuantGrid {
-  readonly quantMin: number;
-  readonly quantMax: number;
-}
 
 /** The fused end of a kernel. */
 export interface Epilogue {
@@ -18,8 +13,8 @@ export interface Epilogue {
   /** Binding `z`, of the shape of y: what a backward pass needs is stored too. */
   readonly keepsPreActivation?: boolean;
   readonly activation?: Activation;
-  /** Binding `qparams: [scale, zeroPoint]`. */
-  readonly fakeQuantize?: QuantGrid;
+  /** Binding `qparams: [scale, zeroPoint, quantMin, quantMax]`; with scale 0 values pass as they are. */
+  readonly fakeQuantize?: boolean;
 }
 
 /** The bindings of an epilogue besides y. */
@@ -32,16 +27,9 @@ export function epilogueBindings(epilogue: Epilogue): Binding[] {
   return bindings;
 }
 
-/** Element types of those bindings that are not vec4f. */
-export function epilogueTypes(epilogue: Epilogue): Record<string, string> {
-  return epilogue.fakeQuantize ? { qparams: "f32" } : {};
-}
-
 /** WGSL statements that run once an invocation, before {@linkcode epilogueStore}. */
-export function epilogueSetup(epilogue: Epilogue): string {
-  return epilogue.fakeQuantize
-    ? "let activation_scale = qparams[0]; let activation_zero_point = qparams[1];"
-    : "";
+export function epilogueSetup({ fakeQuantize }: Pick<Epilogue, "fakeQuantize">): string {
+  return fakeQuantize ? "let grid = qparams[0];" : "";
 }
 
 /**
@@ -88,19 +76,36 @@ export function epilogueStore(epilogue: Epilogue, site: EpilogueSite): string {
     y = activationForward(epilogue.activation, y);
     if (!activationKeepsZero(epilogue.activation)) y = maskPadding(y, channel, channels);
   }
-  if (epilogue.fakeQuantize) y = fakeQuantize(epilogue.fakeQuantize, y);
   const keep = epilogue.keepsPreActivation ? ` z[${index}] = before;` : "";
-  return `{ let before = ${value}${bias}${residual};${keep} ${output}[${index}] = ${y}; }`;
+  const store = epilogue.fakeQuantize
+    ? `let after = ${y}; ${output}[${index}] = ${fakeQuantize("after")};`
+    : `${output}[${index}] = ${y};`;
+  return `{ let before = ${value}${bias}${residual};${keep} ${store} }`;
+}
+
+/** Where a kernel has the parameters of a grid: WGSL expressions, f32 or vec4f. */
+export interface GridExpressions {
+  readonly scale: string;
+  readonly zeroPoint: string;
+  readonly quantMin: string;
+  readonly quantMax: string;
 }
 
 /**
- * scale * (clamp(round(x / scale) + zeroPoint, quantMin, quantMax) - zeroPoint), ties to even, as ONNX defines it.
- * Zero stays exactly zero whenever the zero point lies on the grid.
+ * WGSL of scale * (clamp(round(x / scale) + zeroPoint, quantMin, quantMax) - zeroPoint), ties to even, as ONNX defines
+ * it. Zero stays exactly zero whenever the zero point lies on the grid.
  */
-export function fakeQuantize({ quantMin, quantMax }: QuantGrid, x: string): string {
-  return `((clamp(round(${x} / activation_scale) + activation_zero_point, vec4f(${
-    literal(quantMin)
-  }), vec4f(${literal(quantMax)})) - activation_zero_point) * activation_scale)`;
+export function onGrid(
+  x: string,
+  { scale, zeroPoint, quantMin, quantMax }: GridExpressions,
+): string {
+  return `((clamp(round(${x} / ${scale}) + ${zeroPoint}, vec4f(${quantMin}), vec4f(${quantMax})) - ${zeroPoint}) * ${scale})`;
+}
+
+/** WGSL of a variable after the quantizer that {@linkcode epilogueSetup} has loaded. */
+export function fakeQuantize(x: string): string {
+  const parts = { scale: "grid.x", zeroPoint: "grid.y", quantMin: "grid.z", quantMax: "grid.w" };
+  return `select(${onGrid(x, parts)}, ${x}, grid.x == 0.0)`;
 }
 
 /** The value with zeros in the padded channels of the last vec4. */

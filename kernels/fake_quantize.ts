@@ -3,7 +3,7 @@
 // with the gradients of LSQ (Esser 2020) and, for the zero point, LSQ+ (Bhalgat 2020).
 // x, y: [rows, C]; qparams: [scale, zeroPoint]; per channel scale, zero_point: [C].
 import { literal } from "./activation.ts";
-import { fakeQuantize as quantized, maskPadding } from "./epilogue.ts";
+import { maskPadding, onGrid } from "./epilogue.ts";
 import {
   type Binding,
   declareBindings,
@@ -95,16 +95,22 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
     @builtin(local_invocation_index) local: u32)`;
 
 function forward(name: string, spec: FakeQuantizeSpec, granularity: Granularity): Kernel {
-  const { rows, channels } = spec;
+  const { rows, channels, quantMin, quantMax } = spec;
   const quads = padded(channels) / 4, total = rows * quads;
   const bindings = [...reads("x", ...granularity.bindings), ...writes("y")];
+  const value = onGrid("x[i]", {
+    scale: "activation_scale",
+    zeroPoint: "activation_zero_point",
+    quantMin: literal(quantMin),
+    quantMax: literal(quantMax),
+  });
   const code = /* wgsl */ `${declareBindings(bindings, granularity.types)}
 ${ENTRY_POINT} {
   let i = ${flatIndex(64)};
   if (i >= ${total}u) { return; }
   let channel = i % ${quads}u;
   ${granularity.setup}
-  y[i] = ${maskPadding(quantized(spec, "x[i]"), "channel", channels)};
+  y[i] = ${maskPadding(value, "channel", channels)};
 }
 `;
   return { label: `${name} ${rows}x${channels}`, code, bindings, grid: grid1d(total, 64) };

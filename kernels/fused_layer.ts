@@ -1,7 +1,8 @@
 // The pointwise end of a layer as one pass in each direction, for training (inference fuses it into the convolution):
 //   z = x * scale[c] + shift[c] + residual        (batch norm as an affine map; without it a layer has added its bias)
 //   u = activation(z);  y = fakeQuantize(u)
-// x, y, residual: [rows, C]; affine: [2, C] (scale, shift); saved: [2, C] (mean, 1/std); qparams: [scale, zeroPoint].
+// x, y, residual: [rows, C]; affine: [2, C] (scale, shift); saved: [2, C] (mean, 1/std); qparams: [scale, zeroPoint,
+// quantMin, quantMax].
 import {
   activationDerivative,
   activationForward,
@@ -43,7 +44,8 @@ export function fusedLayerForward(spec: FusedLayerSpec, target: Target): Kernel 
     setup: channelSetup(spec),
     body: `let xi = x[i];
     let z = ${preActivation(spec)};
-    y[i] = ${postActivation(spec)};`,
+    ${postActivation(spec)}
+    y[i] = end;`,
   }, target);
 }
 
@@ -87,7 +89,8 @@ export function fusedLayerSquaredError(
     bindings: [read("teacher"), read("weight"), write("errors")],
     setup: `let factor = weight[0] * ${literal(2 * scale / (spec.rows * spec.channels))};
   var sum_error = vec4f(0.0);`,
-    gradient: `let error = ${postActivation(spec)} - teacher[i];
+    gradient: `${postActivation(spec)}
+    let error = end - teacher[i];
     sum_error = fma(error, error, sum_error);
     let g = factor * error;`,
     finish: "errors[id] = sum_error;",
@@ -119,7 +122,7 @@ function backwardKernel(spec: FusedLayerSpec, source: GradientSource, target: Ta
   const plan = planChunks(spec.rows, vectors, target);
   const total = plan.chunks * vectors;
   const code = /* wgsl */ `
-${declareBindings(bindings, { qparams: "f32", weight: "f32" })}
+${declareBindings(bindings, { weight: "f32" })}
 
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -246,7 +249,7 @@ function rowsKernel(
   const plan = planRuns(rows, vectors, target);
   const total = plan.chunks * vectors;
   const code = /* wgsl */ `
-${declareBindings(bindings, { qparams: "f32" })}
+${declareBindings(bindings)}
 
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -279,11 +282,11 @@ function inputBindings(spec: FusedLayerSpec): Binding[] {
 }
 
 /** Statements that load what {@linkcode preActivation} and the quantizer need of a channel. */
-function channelSetup({ channels, batchNorm, fakeQuantize }: FusedLayerSpec): string {
+function channelSetup({ channels, batchNorm, fakeQuantize = false }: FusedLayerSpec): string {
   const affine = batchNorm
     ? `let scale = affine[channel]; let shift = affine[channel + ${padded(channels) / 4}u];`
     : "";
-  return `${affine}\n  ${epilogueSetup(fakeQuantize ? { fakeQuantize } : {})}`;
+  return `${affine}\n  ${epilogueSetup({ fakeQuantize })}`;
 }
 
 /** z of the element `xi` at `i`. */
@@ -291,11 +294,11 @@ function preActivation({ batchNorm, residual }: FusedLayerSpec): string {
   return `xi${batchNorm ? " * scale + shift" : ""}${residual ? " + residual[i]" : ""}`;
 }
 
-/** y from `z`. */
-function postActivation({ activation, channels, fakeQuantize: grid }: FusedLayerSpec): string {
+/** Statements that set `end`, the result, from `z`. */
+function postActivation({ activation, channels, fakeQuantize: quantizes }: FusedLayerSpec): string {
   let u = activation ? activationForward(activation, "z") : "z";
   if (activation && !activationKeepsZero(activation)) u = maskPadding(u, "channel", channels);
-  return grid ? fakeQuantize(grid, u) : u;
+  return `let u = ${u}; let end = ${quantizes ? fakeQuantize("u") : "u"};`;
 }
 
 /** Statements that set `d` to dz and add to `sum_scale`, from `g` and `z`. */
@@ -303,12 +306,11 @@ function gradientOfActivation(spec: FusedLayerSpec): string {
   const { activation, channels } = spec;
   const derivative = activation ? ` * ${activationDerivative(activation, "z")}` : "";
   const mask = (value: string) => maskPadding(value, "channel", channels);
-  if (spec.fakeQuantize === undefined) return `let d = ${mask(`(g${derivative})`)};`;
-  const { quantMin, quantMax } = spec.fakeQuantize;
+  if (!spec.fakeQuantize) return `let d = ${mask(`(g${derivative})`)};`;
   const u = activation ? activationForward(activation, "z") : "z";
-  return `let v = ${u} / activation_scale;
-    let lo = vec4f(${literal(quantMin)} - activation_zero_point);
-    let hi = vec4f(${literal(quantMax)} - activation_zero_point);
+  return `let v = ${u} / grid.x;
+    let lo = vec4f(grid.z - grid.y);
+    let hi = vec4f(grid.w - grid.y);
     let inside = (v > lo) & (v < hi);
     sum_scale += ${mask("(g * select(select(lo, hi, v >= hi), round(v) - v, inside))")};
     let d = ${mask(`(select(vec4f(0.0), g, inside)${derivative})`)};`;

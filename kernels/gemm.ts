@@ -2,13 +2,7 @@
 // Shapes: a: [m, k] (transposeA: [k, m]), b: [k, n] (transposeB: [n, k]), y: [m, n]. The two gradients of a product are
 // products again: dL/da = dy op(b)^T and dL/db = op(a)^T dy, see gemmBackwardA() and gemmBackwardB().
 // The family files hold the tiles; this file splits long sums over k when y is small (weight gradients).
-import {
-  type Epilogue,
-  epilogueBindings,
-  epilogueSetup,
-  epilogueStore,
-  epilogueTypes,
-} from "./epilogue.ts";
+import { type Epilogue, epilogueBindings, epilogueSetup, epilogueStore } from "./epilogue.ts";
 import { gpuGemmTiles, planGpuGemm } from "./gemm_gpu.ts";
 import type { GemmPlan, GemmSpec } from "./gemm_plan.ts";
 import { planSoftwareGemm, softwareGemmTiles } from "./gemm_software.ts";
@@ -73,7 +67,6 @@ function plannedGemm(spec: GemmSpec, epilogue: Epilogue, plan: GemmPlan): Kernel
   if (plan.splits === 1) {
     const kernel = plan.kernel({
       bindings: [...operands, ...last],
-      types: epilogueTypes(epilogue),
       setup: epilogueSetup(epilogue),
       store: finish,
     });
@@ -82,7 +75,6 @@ function plannedGemm(spec: GemmSpec, epilogue: Epilogue, plan: GemmPlan): Kernel
   const size = spec.m * padded(spec.n);
   const partial = plan.kernel({
     bindings: [...operands, { name: "partials", access: "read_write" }],
-    types: {},
     setup: "",
     store: (sum) =>
       `partials[workgroup.z * ${size / 4}u + row * ${padded(spec.n) / 4}u + column] = ${sum};`,
@@ -142,7 +134,7 @@ function sumSplits(spec: GemmSpec, epilogue: Epilogue, splits: number): Kernel {
     ...epilogueBindings(epilogue),
     { name: "y", access: "read_write" },
   ];
-  const code = /* wgsl */ `${declareBindings(bindings, epilogueTypes(epilogue))}
+  const code = /* wgsl */ `${declareBindings(bindings)}
 
 @compute @workgroup_size(64)
 fn main(

@@ -72,7 +72,7 @@ function gpuGemm(spec: GemmSpec, tile: number, chunk: number, store: GemmStore):
   const sums = range(4 * blocks).flatMap((i) =>
     range(blocks).map((j) => `var sum_${i}_${j} = vec4f(0);`)
   );
-  const code = /* wgsl */ `${declareBindings(store.bindings, store.types)}
+  const code = /* wgsl */ `${declareBindings(store.bindings)}
 
 var<workgroup> tileA: array<vec4f, ${depth * quarter}>;
 var<workgroup> tileB: array<vec4f, ${depth * quarter}>;

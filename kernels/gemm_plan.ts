@@ -24,7 +24,6 @@ export interface GemmPlan {
 /** What a family's kernel does with its sums. */
 export interface GemmStore {
   readonly bindings: readonly Binding[];
-  readonly types: Readonly<Record<string, string>>;
   /** Statements at the start of main. */
   readonly setup: string;
   /** Statements that store the vec4f variable `sum` at variables `row` and `column` (in vec4). */

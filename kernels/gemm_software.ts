@@ -99,7 +99,7 @@ ${multiply(mine, theirs, tile, spec, 4)}
     let step = ${depth}u;
 ${multiply(mine, theirs, tile, spec, k % 4)}
   }`;
-  const code = /* wgsl */ `${declareBindings(store.bindings, store.types)}
+  const code = /* wgsl */ `${declareBindings(store.bindings)}
 
 @compute @workgroup_size(${lanes})
 fn main(

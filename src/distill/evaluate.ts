@@ -19,8 +19,8 @@ import { type Measured, readErrorSums } from "./measure.ts";
 import type { Network } from "./network.ts";
 import type { Recipe } from "./recipe.ts";
 
-/** Inputs in flight while evaluating. */
-const EVALUATION_BATCH = 250;
+/** Inputs in flight while evaluating: on a CPU no more than training takes, so that its kernels serve again. */
+const EVALUATION_BATCH = { software: 64, gpu: 256 };
 
 /**
  * The network's outputs for every input of a set.
@@ -42,7 +42,10 @@ export async function predict(
   onBatch: (done: number) => void = () => {},
 ): Promise<Float32Array<ArrayBuffer>> {
   const { count } = images;
-  const batch = Math.min(count, fittingBatch(device, network.teacher, EVALUATION_BATCH));
+  const batch = Math.min(
+    count,
+    fittingBatch(device, network.teacher, EVALUATION_BATCH[device.target.family]),
+  );
   const part = partBetween(network.teacher, [network.input], [network.output]);
   const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);

@@ -1,6 +1,5 @@
 // Forward passes of a part of a network: recorded once for each batch size, replayed for every batch. The teacher runs
 // on its own weights and no quantizers, the deployed student on the values of its integers.
-import type { QuantGrid } from "../../kernels/epilogue.ts";
 import type { NdArray } from "../core/nd_array.ts";
 import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
@@ -48,6 +47,8 @@ export class NetworkValues implements Disposable {
   readonly #parameters = new Map<string, Tensor>();
   readonly #quantizers = new Map<string, ActivationQuantizer>();
   readonly #owned: Tensor[] = [];
+  /** The quantizer of layers that have none. */
+  readonly passThrough: ActivationQuantizer;
 
   /**
    * @param device where they lie
@@ -60,6 +61,8 @@ export class NetworkValues implements Disposable {
     quantizers: ReadonlyMap<string, ActivationQParams>,
   ) {
     this.#device = device;
+    this.passThrough = { qparams: device.tensor([4], { label: "no quantizer" }) };
+    this.#owned.push(this.passThrough.qparams);
     for (const [name, array] of arrays) {
       const shape = array.shape.length === 0 ? [1] : array.shape;
       const tensor = device.fromArray(shape, array.data as Float32Array, { label: name });
@@ -67,9 +70,10 @@ export class NetworkValues implements Disposable {
       this.#owned.push(tensor);
     }
     for (const [name, { scale, zeroPoint, quantMin, quantMax }] of quantizers) {
-      const qparams = device.fromArray([4], [scale, zeroPoint, 0, 0], { label: `qparams ${name}` });
-      const grid: QuantGrid = { quantMin, quantMax };
-      this.#quantizers.set(name, { grid, qparams });
+      const qparams = device.fromArray([4], [scale, zeroPoint, quantMin, quantMax], {
+        label: `qparams ${name}`,
+      });
+      this.#quantizers.set(name, { qparams });
       this.#owned.push(qparams);
     }
   }
@@ -167,6 +171,7 @@ export function recordForward(
     values: new Map(inputs),
     parameter: (name) => ({ value: values.parameter(name) }),
     quantizer: (name) => values.quantizer(name),
+    passThrough: values.passThrough,
     keep,
   };
   recordSteps(context, fuseLayers(graph, new Set([...values.quantized, ...keep]), shapes));

@@ -22,7 +22,7 @@ export function fakeQuantizeInput(
   const y = recorder.tensor(x.shape, `quantized ${x.label}`);
   const spec = { ...rowsAndChannels(x.shape), batchNorm: false, residual: false } as const;
   const kernel = fusedLayerForward(
-    { ...spec, fakeQuantize: quantizer.grid },
+    { ...spec, fakeQuantize: true },
     recorder.device.target,
   );
   recorder.run(kernel, { x, qparams: quantizer.qparams, y });

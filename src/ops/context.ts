@@ -1,6 +1,5 @@
 // What an operator needs to record itself: where kernels go, the tensors made so far, parameters, quantizers and, when
 // gradients are wanted, the tape.
-import type { QuantGrid } from "../../kernels/epilogue.ts";
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
 import type { SquaredErrorTerm } from "../../kernels/mse.ts";
 import type { Tape } from "../autograd/tape.ts";
@@ -10,8 +9,7 @@ import type { Graph, Node } from "../graph/graph.ts";
 
 /** Fake quantizer of one activation. */
 export interface ActivationQuantizer {
-  readonly grid: QuantGrid;
-  /** [scale, zeroPoint]. */
+  /** [scale, zeroPoint, quantMin, quantMax]. */
   readonly qparams: Tensor;
   /** Where training puts the terms of the scale's gradient, [channels]; absent when the scale is fixed. */
   readonly scaleSums?: Tensor;
@@ -61,6 +59,11 @@ export interface OpContext {
   readonly parameter: (name: string) => Trainable;
   /** The quantizer of a tensor, if it has one. */
   readonly quantizer: (tensor: string) => ActivationQuantizer | undefined;
+  /**
+   * A quantizer that lets every value pass, for layers whose result has none: so the teacher runs the student's kernels,
+   * and they are compiled once.
+   */
+  readonly passThrough?: ActivationQuantizer;
   /** Tensors that must outlive the recorded steps, besides the graph's outputs. */
   readonly keep?: ReadonlySet<string>;
   /** Present when gradients are wanted. */

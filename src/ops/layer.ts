@@ -67,7 +67,7 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
     residual: residual && valueOf(context, residual.input),
     end: {
       activation: activation && activationOf(activation),
-      quantizer: context.quantizer(output),
+      quantizer: context.quantizer(output) ?? context.passThrough,
     },
     error: context.squaredErrors?.get(output),
   };
@@ -137,7 +137,7 @@ function recordFused(
     ...sum,
     keepsPreActivation: z !== y,
     ...(activation && { activation }),
-    ...(quantizer && { fakeQuantize: quantizer.grid }),
+    ...(quantizer && { fakeQuantize: true }),
   };
   recorder.run(linear.forward(epilogue), {
     ...summands,

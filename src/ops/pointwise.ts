@@ -204,7 +204,7 @@ function specOf(x: Tensor, { batchNorm, residual, activation, quantizer }: Point
     batchNorm: batchNorm !== undefined,
     residual: residual !== undefined,
     ...(activation && { activation }),
-    ...(quantizer && { fakeQuantize: quantizer.grid }),
+    ...(quantizer && { fakeQuantize: true }),
   } satisfies FusedLayerSpec;
 }
 

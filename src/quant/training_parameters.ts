@@ -155,11 +155,10 @@ export class TrainingParameters implements Disposable {
     };
     this.#load();
     for (const slots of this.#slots) this.#addLayer(slots);
-    this.#activations.forEach(({ tensor, quantMin, quantMax, learned }, i) => {
+    this.#activations.forEach(({ tensor, learned }, i) => {
       const channels = activations.get(tensor)!;
       const learns = learned && options.rates.activationScales > 0;
       this.#quantizers.set(tensor, {
-        grid: { quantMin, quantMax },
         qparams: view(this.#tensors.qparams, i * CHUNK_SIZE, [4], `qparams of ${tensor}`),
         ...(learns && {
           scaleSums: view(
@@ -327,8 +326,8 @@ export class TrainingParameters implements Disposable {
   /** Uploads what the parameters do not hold. */
   #load(): void {
     const qparams = new Float32Array(this.#activations.length * CHUNK_SIZE);
-    this.#activations.forEach(({ scale, zeroPoint }, i) => {
-      qparams.set([scale, zeroPoint], i * CHUNK_SIZE);
+    this.#activations.forEach(({ scale, zeroPoint, quantMin, quantMax }, i) => {
+      qparams.set([scale, zeroPoint, quantMin, quantMax], i * CHUNK_SIZE);
     });
     this.#device.uploadRaw(this.#tensors.qparams, qparams);
     if (this.#options.weightQuantizer === "softRounding") {

@@ -24,12 +24,13 @@ forEachTarget(
     const before = Array<number>(33 * 4).fill(UNTOUCHED);
     before[1] = 3;
     before[32 * 4 + 1] = -7;
+    for (const at of [0, 64, 128]) before.splice(at + 2, 2, -8, 7);
     const qparams = device.fromArray([before.length], before);
     device.run(updateActivationScales(COUNT, device.target), { parameters, quantizers, qparams });
     const expected = [...before];
-    expected.splice(0, 4, Math.exp(values[5]!), 3, 0, 0);
-    expected.splice(64, 4, Math.exp(values[2]!), values[9]!, 0, 0);
-    expected.splice(128, 4, Math.exp(values[11]!), -7, 0, 0);
+    expected.splice(0, 4, Math.exp(values[5]!), 3, -8, 7);
+    expected.splice(64, 4, Math.exp(values[2]!), values[9]!, -8, 7);
+    expected.splice(128, 4, Math.exp(values[11]!), -7, -8, 7);
     assertClose(await device.read(qparams), expected, { rtol: 3e-6, atol: 0 }, "qparams"); // exp
     for (const tensor of [parameters, quantizers, qparams]) device.release(tensor);
   },

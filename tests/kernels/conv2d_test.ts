@@ -173,7 +173,7 @@ forEachTarget(
       bias: true,
       residual: true,
       activation: { kind: "relu" },
-      fakeQuantize: { quantMin: 0, quantMax: 15 },
+      fakeQuantize: true,
     } as const;
     const scale = 0.5;
     const { y } = await runKernel(device, conv2dForward(spec, epilogue, device.target), {
@@ -181,7 +181,7 @@ forEachTarget(
       w: { shape: shapes.w, data: w },
       bias: { shape: [spec.outChannels], data: bias },
       residual: { shape: shapes.y, data: residual },
-      qparams: { shape: [2], data: [scale, 0] },
+      qparams: { shape: [4], data: [scale, 0, 0, 15] },
     }, { y: shapes.y });
     const sums = referenceForward(spec, x, w).map((sum, i) =>
       Math.max(0, sum + bias[i % spec.outChannels]! + residual[i]!)

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { Activation } from "../../kernels/activation.ts";
 import { conv2dForward } from "../../kernels/conv2d.ts";
 import { depthwiseConv2dForward } from "../../kernels/depthwise_conv2d.ts";
@@ -18,7 +19,7 @@ import {
 import { fakeQuantized } from "../_reference_quant.ts";
 import { ACTIVATIONS, nameOf } from "./_activations.ts";
 
-const QPARAMS = [0.25, 2, 0, 0], GRID = { quantMin: -4, quantMax: 11 };
+const QPARAMS = [0.25, 2, -4, 11] as const;
 
 /** A linear kernel: inputs, the exact product, shape of y. */
 interface Linear {
@@ -38,9 +39,9 @@ for (const activation of ACTIVATIONS) {
 const HARD: Activation = { kind: "hardSigmoid", alpha: 0.3, beta: 0.4 };
 const ENDS: readonly Epilogue[] = [
   { activation: { kind: "sigmoid" } },
-  { bias: true, activation: HARD, fakeQuantize: GRID },
-  { bias: true, residual: true, activation: { kind: "relu" }, fakeQuantize: GRID },
-  { residual: true, fakeQuantize: GRID },
+  { bias: true, activation: HARD, fakeQuantize: true },
+  { bias: true, residual: true, activation: { kind: "relu" }, fakeQuantize: true },
+  { residual: true, fakeQuantize: true },
   { bias: true, residual: true, activation: { kind: "sigmoid" }, keepsPreActivation: true },
 ];
 
@@ -56,6 +57,16 @@ for (const end of ENDS) {
     await check(device, conv(device, { channels: [6, 10], group: 2 }), end);
   });
 }
+
+forEachTarget("conv2dForward() lets values pass a quantizer without a scale", async (device) => {
+  const end = { activation: { kind: "relu" } } as const;
+  const { kernel, inputs, shape } = conv(device);
+  const plain = await runKernel(device, kernel(end), inputs, { y: shape });
+  const qparams = { shape: [4], data: [0, 0, 0, 0] };
+  const quantized = kernel({ ...end, fakeQuantize: true });
+  const passed = await runKernel(device, quantized, { ...inputs, qparams }, { y: shape });
+  assert.deepEqual(passed.y, plain.y);
+});
 
 async function check(device: Device, linear: Linear, end: Epilogue): Promise<void> {
   const { inputs, shape } = linear;
@@ -88,8 +99,7 @@ async function check(device: Device, linear: Linear, end: Epilogue): Promise<voi
     assertClose(y, u, close, "y");
     return;
   }
-  const [scale, zeroPoint] = QPARAMS as [number, number, number, number];
-  const { quantMin, quantMax } = end.fakeQuantize;
+  const [scale, zeroPoint, quantMin, quantMax] = QPARAMS;
   const near = u.map((value) => Math.abs(Math.abs(value / scale % 1) - 0.5) < 1e-4 ? 1 : 0);
   const quantized = u.map((value) => fakeQuantized(value, scale, zeroPoint, quantMin, quantMax).y);
   const far = (values: ArrayLike<number>) => Array.from(values).filter((_, i) => near[i] === 0);

@@ -18,17 +18,18 @@ import { activationReference, numericGradient } from "../_reference.ts";
 import { batchNorm, derivative, fakeQuantized } from "../_reference_quant.ts";
 
 const SHAPES = [[1, 1], [7, 3], [129, 4], [7, 10], [129, 17], [1, 64], [300, 3], [7, 64]] as const;
-const SCALE = 0.21875, ZERO_POINT = 3, GRID = { quantMin: 0, quantMax: 11 };
+const SCALE = 0.21875, ZERO_POINT = 3, QUANT_MIN = 0, QUANT_MAX = 11;
+const QPARAMS = [SCALE, ZERO_POINT, QUANT_MIN, QUANT_MAX];
 
 const SPECS = [true, false].flatMap((batchNorm) =>
   [false, true].flatMap((residual) =>
     ([undefined, { kind: "relu" }, { kind: "hardSwish" }] as (Activation | undefined)[]).flatMap(
       (activation) =>
-        [undefined, GRID].map((fakeQuantize) => ({
+        [false, true].map((fakeQuantize) => ({
           batchNorm,
           residual,
           ...(activation && { activation }),
-          ...(fakeQuantize && { fakeQuantize }),
+          fakeQuantize,
         })),
     )
   )
@@ -45,7 +46,7 @@ SHAPES.forEach(([rows, channels], at) => {
 
 async function checkLayer(device: Device, spec: FusedLayerSpec): Promise<void> {
   const { rows, channels, batchNorm, activation, fakeQuantize } = spec;
-  const label = `${batchNorm}, ${spec.residual}, ${activation?.kind}, ${fakeQuantize?.quantMax}`;
+  const label = `${batchNorm}, ${spec.residual}, ${activation?.kind}, ${fakeQuantize}`;
   const data = layer(spec);
   const shape = [rows, channels];
   const array = (values: Float64Array, size: number[]): TestArray => ({
@@ -56,7 +57,7 @@ async function checkLayer(device: Device, spec: FusedLayerSpec): Promise<void> {
     x: array(data.x, shape),
     ...(batchNorm && { affine: array(data.affine, [2, channels]) }),
     ...(spec.residual && { residual: array(data.residual, shape) }),
-    ...(fakeQuantize && { qparams: { shape: [4], data: [SCALE, ZERO_POINT, 0, 0] } }),
+    ...(fakeQuantize && { qparams: { shape: [4], data: QPARAMS } }),
   };
   const { y } = await runKernel(device, fusedLayerForward(spec, device.target), inputs, {
     y: shape,
@@ -118,7 +119,7 @@ async function checkLayer(device: Device, spec: FusedLayerSpec): Promise<void> {
     sums.scale[c]! += data.dy[i]! * host[i]!.dscale;
   });
   for (const live of batchNorm ? [1, 0] : [1]) {
-    const wanted = { dshift: true, dscale: batchNorm, scaleSums: !!fakeQuantize };
+    const wanted = { dshift: true, dscale: batchNorm, scaleSums: fakeQuantize === true };
     const result = await runKernel(
       device,
       fusedLayerReduce(spec, wanted, device.target),
@@ -286,8 +287,7 @@ function element(
   const u = activation ? activationReference(activation, z) : z;
   const slope = activation ? derivative((v) => activationReference(activation, v), z) : 1;
   if (!fakeQuantize) return { y: u, dz: slope, dscale: 0 };
-  const { quantMin, quantMax } = fakeQuantize;
-  const { y, dx, dscale } = fakeQuantized(u, SCALE, ZERO_POINT, quantMin, quantMax);
+  const { y, dx, dscale } = fakeQuantized(u, SCALE, ZERO_POINT, QUANT_MIN, QUANT_MAX);
   return { y, dz: dx * slope, dscale };
 }
 

@@ -134,9 +134,9 @@ async function run(
   }
   const quantizers = new Map<string, ActivationQuantizer>();
   for (const [name, { scale, zeroPoint, quantMin, quantMax }] of Object.entries(QUANTIZERS)) {
-    const qparams = own(device.fromArray([4], [scale, zeroPoint, 0, 0]));
+    const qparams = own(device.fromArray([4], [scale, zeroPoint, quantMin, quantMax]));
     const scaleSums = own(device.tensor([5]));
-    quantizers.set(name, { grid: { quantMin, quantMax }, qparams, scaleSums });
+    quantizers.set(name, { qparams, scaleSums });
   }
   const plan = new Plan(device);
   const input = own(device.fromArray(shapes.get("x")!, x));

@@ -31,7 +31,7 @@ const GRID = { quantMin: 0, quantMax: 15 };
 const SCALE = 0.125;
 const EPSILON = 1e-5;
 const LAYER = { rows: ROWS, channels: CHANNELS, residual: false };
-const LAYER_END = { ...LAYER, batchNorm: false, activation: RELU, fakeQuantize: GRID };
+const LAYER_END = { ...LAYER, batchNorm: false, activation: RELU, fakeQuantize: true };
 const BATCH_NORM = { ...LAYER, batchNorm: true };
 
 /** What is timed, and what comes out of it. */
@@ -87,7 +87,7 @@ function casesOn(device: Device, memory: DisposableStack): Case[] {
   const x = own(device.fromArray(SHAPE, xs)), dy = own(device.fromArray(SHAPE, dys));
   const y = own(device.tensor(SHAPE)), dz = own(device.tensor(SHAPE));
   const dx = own(device.tensor(SHAPE));
-  const qparams = own(device.fromArray([4], [SCALE, 0, 0, 0]));
+  const qparams = own(device.fromArray([4], [SCALE, 0, GRID.quantMin, GRID.quantMax]));
   const chunks = fusedLayerChunks(LAYER, device.target);
   const partials = own(device.tensor([3 * chunks, CHANNELS]));
   const vector = (rows: number) => own(device.tensor([rows, CHANNELS]));
