@@ -23,7 +23,8 @@
  */
 export * from "./src/core/errors.ts";
 export * from "./src/core/nd_array.ts";
-export { Device, type DeviceOptions, type Dispatch } from "./src/gpu/device.ts";
+export type { Command, Copies, CopyRange, Dispatch } from "./src/gpu/commands.ts";
+export { Device, type DeviceOptions } from "./src/gpu/device.ts";
 export { type KernelTime, Profiler } from "./src/gpu/profiler.ts";
 export type { Tensor } from "./src/gpu/tensor.ts";
 export type { AdapterDescription, FindTiles } from "./src/gpu/adapter.ts";

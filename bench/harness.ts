@@ -1,6 +1,7 @@
 // What every subject of the benchmark shares: what a figure is, the two clocks (wall and adapter) and the check of an
 // answer. A subject checks its answer before it is timed; a wrong answer ends it.
-import type { Device, Dispatch } from "../src/gpu/device.ts";
+import type { Command } from "../src/gpu/commands.ts";
+import type { Device } from "../src/gpu/device.ts";
 
 /** One figure. Results are kept by subject, case and metric. */
 export interface Measurement {
@@ -119,23 +120,23 @@ export async function wallTimes(samples: number, work: () => Promise<unknown>): 
 }
 
 /**
- * Times dispatches by the adapter's own timestamps, after a warm-up.
+ * Times work by the adapter's own timestamps, after a warm-up.
  *
  * @param device where they run
  * @param samples how often
- * @param dispatches what to time, all together
+ * @param commands what to time, all together
  * @returns milliseconds of each run
  * @throws TypeError when the adapter has no timestamps
  */
 export async function deviceTimes(
   device: Device,
   samples: number,
-  dispatches: readonly Dispatch[],
+  commands: readonly Command[],
 ): Promise<number[]> {
   const times: number[] = [];
-  device.submit(dispatches);
+  device.submit(commands);
   while (times.length < samples) {
-    const nanoseconds = await device.time(dispatches);
+    const nanoseconds = await device.time(commands);
     if (nanoseconds === undefined) throw new TypeError("The adapter has no timestamps");
     times.push(nanoseconds.reduce((sum, value) => sum + value, 0) / 1e6);
   }

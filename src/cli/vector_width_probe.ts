@@ -24,7 +24,7 @@ if (import.meta.main) {
   await device.synchronize();
   let best: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {
-    const times = await device.time(plan.dispatches) ?? [];
+    const times = await device.time(plan.commands) ?? [];
     best = times.map((time, i) => Math.min(time, best[i] ?? Infinity));
   }
   const result: ProbeResult = {

@@ -4,7 +4,6 @@
 // the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
 // low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
-import { batchTable } from "../data/sampler.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
 import type { Student } from "../quant/student.ts";
@@ -12,6 +11,7 @@ import type { LearningRates } from "../quant/training_parameters.ts";
 import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
+import { MiniBatches } from "./mini_batches.ts";
 import { batchNormPolicy } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
 import { batchNormLiveSteps, train } from "./training.ts";
@@ -139,9 +139,7 @@ async function trainUnit(
   const batch = Math.min(session.batch, samples.train.rows);
   const { targetVariance } = await compareRows(device, target, target, batch);
   const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
-  const indices = device.uint32(batchTable(samples.train.rows, batch, steps, options.seed), {
-    label: "mini-batches",
-  });
+  using batches = new MiniBatches(device, samples.train.rows, batch, steps, options.seed);
   let targetBatch: Tensor | undefined;
   await train({
     device,
@@ -159,9 +157,9 @@ async function trainUnit(
     onStep: options.onStep,
     signal: session.signal,
     inputs: (plan, state) => {
-      targetBatch = target.recordGather(plan, indices, state, batch, `target ${output}`);
+      targetBatch = target.recordGather(plan, batches, state, `target ${output}`);
       const gather = (from: Frontier, name: string) =>
-        from.get(name)!.recordGather(plan, indices, state, batch, name);
+        from.get(name)!.recordGather(plan, batches, state, name);
       return new Map(unit.inputs.map((name, i): [string, Tensor] => {
         if (recipe.inputMode === "teacher") return [name, gather(frontiers.teacher, name)];
         const a = gather(frontiers.student, name);
@@ -176,7 +174,6 @@ async function trainUnit(
     tensorErrors: () => new Map([[output, { teacher: targetBatch!, weight, term: 0 }]]),
   });
   device.release(weight);
-  device.release(indices);
 }
 
 function forward(

@@ -2,12 +2,20 @@
 // through the network once, so its cost is linear in depth. A set is cut into chunks, since a binding is limited.
 import { gatherBatch } from "../../kernels/gather.ts";
 import { paddedSize } from "../../kernels/kernel.ts";
+import type { CopyRange } from "../gpu/commands.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
+import type { MiniBatches } from "./mini_batches.ts";
 
 /** Rows of chunks are a multiple of this, so that batches of usual sizes do not straddle chunks. */
 const CHUNK_GRAIN = 64;
+
+/**
+ * Bytes from which a CPU copies the rows of a mini-batch one by one: the driver's memcpy is several times as fast as a
+ * kernel's stores, but each copy takes some microseconds.
+ */
+const COPIED_ROW = 1 << 14;
 
 /** Many rows (samples) of one shape. */
 export class RowSet implements Disposable {
@@ -77,22 +85,22 @@ export class RowSet implements Disposable {
   /**
    * Records the choice of a mini-batch.
    *
-   * @param plan where to record
-   * @param indices [steps * batch] row numbers
+   * @param plan where to record; its replays are the steps
+   * @param batches the rows of each step
    * @param state the training state; state[0] is the step
-   * @param batch rows of a mini-batch
    * @param label name of the result
    * @returns [batch, ...rowShape]
    */
-  recordGather(
-    plan: Plan,
-    indices: Tensor,
-    state: Tensor,
-    batch: number,
-    label: string,
-  ): Tensor {
+  recordGather(plan: Plan, batches: MiniBatches, state: Tensor, label: string): Tensor {
+    const { batch, steps, indices } = batches;
     const y = plan.tensor([batch, ...this.rowShape], label);
-    const steps = indices.byteLength / 4 / batch;
+    if (this.#device.target.family === "software" && this.rowBytes >= COPIED_ROW) {
+      plan.copy(
+        `gather ${batch}x${this.rowBytes / 16}`,
+        (step) => this.#copiesOut(batches.rowsOf(step), y),
+      );
+      return y;
+    }
     this.#chunks.forEach((x, i) => {
       const kernel = gatherBatch({
         batch,
@@ -110,6 +118,17 @@ export class RowSet implements Disposable {
   [Symbol.dispose](): void {
     for (const chunk of this.#chunks) this.#device.release(chunk);
     this.#chunks.length = 0;
+  }
+
+  #copiesOut(rows: Uint32Array, to: Tensor): CopyRange[] {
+    const byteLength = this.rowBytes;
+    return Array.from(rows, (row, i) => ({
+      from: this.#chunks[Math.floor(row / this.#chunkRows)]!,
+      fromByte: row % this.#chunkRows * byteLength,
+      to,
+      toByte: i * byteLength,
+      byteLength,
+    }));
   }
 
   #forEachPart(

@@ -4,7 +4,6 @@
 import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
-import { batchTable } from "../data/sampler.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
@@ -19,6 +18,7 @@ import {
 } from "./inference.ts";
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
+import { MiniBatches } from "./mini_batches.ts";
 import type { Session } from "./session.ts";
 import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
 
@@ -58,8 +58,8 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   );
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
   const weights = await targetWeights(session, tensors, tensorWeight);
-  const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
-  const indices = device.uint32(table, { label: "mini-batches" });
+  using batches = new MiniBatches(device, samples.clean, batch, steps, recipe.seed + 1);
+  const { table } = batches;
   const transforms = device.uint32(transformTable(recipe.augment, table.length, recipe.seed), {
     label: "transforms",
   });
@@ -95,13 +95,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     onStep: (done, loss) => session.report({ stage, done, total: steps, loss }),
     signal: session.signal,
     inputs: (plan, trainingState) => {
-      const gathered = samples.train.recordGather(
-        plan,
-        indices,
-        trainingState,
-        batch,
-        network.input,
-      );
+      const gathered = samples.train.recordGather(plan, batches, trainingState, network.input);
       const tables = { transforms, black, state: trainingState };
       const x = (recipe.augment.shift === 0 && !recipe.augment.flip) || gathered.shape.length !== 4
         ? gathered
@@ -151,7 +145,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
       },
     }),
   });
-  for (const tensor of [indices, transforms, black, words, ...weights.values()]) {
+  for (const tensor of [transforms, black, words, ...weights.values()]) {
     device.release(tensor);
   }
 }

@@ -3,7 +3,6 @@
 import { gatherWords } from "../../kernels/gather.ts";
 import { crossEntropy } from "../../kernels/softmax.ts";
 import { type ImageSet, normalize } from "../data/image_set.ts";
-import { batchTable } from "../data/sampler.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Graph } from "../graph/graph.ts";
 import { simplify } from "../graph/simplify.ts";
@@ -13,6 +12,7 @@ import { agreement, predict, topClasses } from "./evaluate.ts";
 import { FloatParameters } from "./float_parameters.ts";
 import { RowSet } from "./frontier.ts";
 import { NetworkValues, partBetween, teacherValues } from "./inference.ts";
+import { MiniBatches } from "./mini_batches.ts";
 import { prepareNetwork } from "./network.ts";
 import { recordRowLoss } from "./network_training.ts";
 import type { Recipe } from "./recipe.ts";
@@ -76,13 +76,13 @@ export async function trainFloat(
   const rowShape = trained.shapes.get(input)!.slice(1);
   using rows = uploadImages(device, images, rowShape, recipe);
   using constants = new NetworkValues(device, trained.graph.initializers, new Map());
-  const table = batchTable(images.count, batch, steps, recipe.seed);
+  using batches = new MiniBatches(device, images.count, batch, steps, recipe.seed);
+  const { table } = batches;
   const transformWords = transformTable(
     { shift: recipe.shift, flip: false },
     table.length,
     recipe.seed,
   );
-  const indices = device.uint32(table, { label: "mini-batches" });
   const words = device.uint32(table.map((index) => labels[index]!), { label: "labels" });
   const transforms = device.uint32(transformWords, { label: "transforms" });
   const black = device.fromArray([images.channels], blackPixel(images, recipe), { label: "black" });
@@ -99,7 +99,7 @@ export async function trainFloat(
     onStep: (done, loss) => onStep(done, steps, loss),
     signal,
     inputs: (plan, state) => {
-      const gathered = rows.recordGather(plan, indices, state, batch, input);
+      const gathered = rows.recordGather(plan, batches, state, input);
       const tables = { transforms, black, state };
       return new Map([[input, recordAugmentation(plan, gathered, tables, steps)]]);
     },
@@ -129,7 +129,7 @@ export async function trainFloat(
       batchNormMomentum: BATCH_NORM_MOMENTUM,
       ...ADAM_DECAY,
     }));
-  for (const tensor of [indices, words, transforms, black]) device.release(tensor);
+  for (const tensor of [words, transforms, black]) device.release(tensor);
   const graph = simplify(model);
   return {
     ...graph,

@@ -4,6 +4,7 @@ import { type Kernel, type KernelSequence, paddedSize, type Target } from "../..
 import { GpuError } from "../core/errors.ts";
 import { bindingEntries, checkBindings, pick } from "./bindings.ts";
 import { type FindTiles, openAdapter } from "./adapter.ts";
+import { type Command, type Dispatch, encode, encodeCopies } from "./commands.ts";
 import { ErrorWatch } from "./error_watch.ts";
 import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
@@ -24,18 +25,6 @@ export interface DeviceOptions {
   readonly profiler?: Profiler;
   /** Looks for tiles that were measured on the adapter; without them cost models choose. */
   readonly findTiles?: FindTiles;
-}
-
-/** A kernel ready to run: what a command encoder needs. */
-export interface Dispatch {
-  /** The kernel's label. */
-  readonly label: string;
-  /** Compiled shader. */
-  readonly pipeline: GPUComputePipeline;
-  /** Its buffers. */
-  readonly bindGroup: GPUBindGroup;
-  /** Workgroups. */
-  readonly grid: readonly [number, number, number];
 }
 
 /** A GPU (or a CPU that poses as one) with its kernels, memory and errors. */
@@ -276,39 +265,30 @@ export class Device implements Disposable {
   }
 
   /**
-   * Runs dispatches in order, in one command buffer.
+   * Runs work in order, in one command buffer.
    *
-   * @param dispatches what to run
-   * @param times how often to run the whole list
+   * @param commands what to run
    */
-  submit(dispatches: readonly Dispatch[], times = 1): void {
+  submit(commands: readonly Command[]): void {
     if (this.#profiler) {
-      for (let time = 0; time < times; time++) this.#profiler.submit(this.#gpu, dispatches);
+      this.#profiler.submit(this.#gpu, commands);
       return;
     }
     const encoder = this.#gpu.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    for (let time = 0; time < times; time++) {
-      for (const { pipeline, bindGroup, grid } of dispatches) {
-        pass.setPipeline(pipeline);
-        pass.setBindGroup(0, bindGroup);
-        pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
-      }
-    }
-    pass.end();
+    encode(encoder, commands);
     this.#gpu.queue.submit([encoder.finish()]);
   }
 
   /**
-   * Runs dispatches once, timing each with GPU timestamps.
+   * Runs work once, timing each command with GPU timestamps.
    *
-   * @param dispatches what to run
+   * @param commands what to run
    * @returns nanoseconds of each, or undefined where the adapter has no timestamps
    */
-  async time(dispatches: readonly Dispatch[]): Promise<number[] | undefined> {
+  async time(commands: readonly Command[]): Promise<number[] | undefined> {
     if (!this.#gpu.features.has("timestamp-query")) return undefined;
     const times: number[] = [];
-    for (const work of submitTimed(this.#gpu, dispatches)) {
+    for (const work of submitTimed(this.#gpu, commands)) {
       times.push(...await takeTimes(work, this.#readBack));
     }
     await this.#errors.check();
@@ -329,13 +309,8 @@ export class Device implements Disposable {
   ): void {
     const { fromByte = 0, toByte = 0, byteLength = from.byteLength } = range;
     const encoder = this.#gpu.createCommandEncoder();
-    encoder.copyBufferToBuffer(
-      from.buffer,
-      from.offset + fromByte,
-      to.buffer,
-      to.offset + toByte,
-      byteLength,
-    );
+    const ranges = [{ from, fromByte, to, toByte, byteLength }];
+    encodeCopies(encoder, { label: from.label, ranges });
     this.#gpu.queue.submit([encoder.finish()]);
   }
 

@@ -1,9 +1,10 @@
 // Work recorded once and replayed many times: kernels, bind groups and buffers are made while recording; a replay only
-// encodes and submits. Buffers released while recording are handed to later work of the same plan, which is safe
+// encodes and submits. Copies may choose their ranges anew for every replay. Buffers released while recording are handed to later work of the same plan, which is safe
 // because every replay runs in recorded order; so memory follows lifetimes, not the number of tensors.
 import { type Kernel, type KernelSequence, paddedSize } from "../../kernels/kernel.ts";
 import { checkBindings, pick } from "./bindings.ts";
-import type { Device, Dispatch } from "./device.ts";
+import type { Command, CopyRange } from "./commands.ts";
+import type { Device } from "./device.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** Takes kernels in the order they run. */
@@ -20,7 +21,8 @@ export interface Recorder {
 /** A recorded list of dispatches with the memory they need. */
 export class Plan implements Recorder, Disposable {
   readonly device: Device;
-  readonly #dispatches: Dispatch[] = [];
+  readonly #work: ((replay: number) => Command)[] = [];
+  #replays = 0;
   readonly #owned = new Set<GPUBuffer>();
   readonly #free: Tensor[] = [];
 
@@ -29,14 +31,14 @@ export class Plan implements Recorder, Disposable {
     this.device = device;
   }
 
-  /** How many dispatches one replay runs. */
+  /** How many commands one replay runs. */
   get length(): number {
-    return this.#dispatches.length;
+    return this.#work.length;
   }
 
-  /** What one replay runs, for profiling. */
-  get dispatches(): readonly Dispatch[] {
-    return this.#dispatches;
+  /** What the next replay runs, for profiling. */
+  get commands(): readonly Command[] {
+    return this.#work.map((command) => command(this.#replays));
   }
 
   /** As {@linkcode Recorder.tensor}; the memory belongs to the plan. */
@@ -68,7 +70,7 @@ export class Plan implements Recorder, Disposable {
   /** As {@linkcode Recorder.run}. */
   run(kernel: Kernel | KernelSequence, bindings: Readonly<Record<string, Tensor>>): void {
     if (!("kernels" in kernel)) {
-      this.#dispatches.push(this.device.prepare(kernel, bindings));
+      this.#dispatch(kernel, bindings);
       return;
     }
     checkBindings(kernel, bindings);
@@ -77,9 +79,19 @@ export class Plan implements Recorder, Disposable {
     );
     const all = { ...bindings, ...Object.fromEntries(temporaries) };
     for (const one of kernel.kernels) {
-      this.#dispatches.push(this.device.prepare(one, pick(one, all)));
+      this.#dispatch(one, pick(one, all));
     }
     for (const [, tensor] of temporaries) this.release(tensor);
+  }
+
+  /**
+   * Records copies between tensors.
+   *
+   * @param label for profiles
+   * @param ranges what replay 0, 1, 2, .. copies
+   */
+  copy(label: string, ranges: (replay: number) => readonly CopyRange[]): void {
+    this.#work.push((replay) => ({ label, ranges: ranges(replay) }));
   }
 
   /**
@@ -90,7 +102,12 @@ export class Plan implements Recorder, Disposable {
    */
   replay(times = 1, timesPerSubmit = 1): void {
     for (let done = 0; done < times; done += timesPerSubmit) {
-      this.device.submit(this.#dispatches, Math.min(timesPerSubmit, times - done));
+      const commands: Command[] = [];
+      for (let i = done; i < Math.min(done + timesPerSubmit, times); i++) {
+        commands.push(...this.commands);
+        this.#replays++;
+      }
+      this.device.submit(commands);
     }
   }
 
@@ -107,11 +124,16 @@ export class Plan implements Recorder, Disposable {
     }
     this.#owned.clear();
     this.#free.length = 0;
-    this.#dispatches.length = 0;
+    this.#work.length = 0;
   }
 
   /** As {@linkcode Plan.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  #dispatch(kernel: Kernel, bindings: Readonly<Record<string, Tensor>>): void {
+    const dispatch = this.device.prepare(kernel, bindings);
+    this.#work.push(() => dispatch);
   }
 }

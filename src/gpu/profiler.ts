@@ -1,6 +1,6 @@
 // Where the time of a device goes, kernel by kernel. A device that is opened with a profiler times every dispatch; each
 // runs in a pass of its own then, so a profiled run is slower than a plain one, its kernels are not.
-import type { Dispatch } from "./device.ts";
+import type { Command } from "./commands.ts";
 import type { ReadBack } from "./read_back.ts";
 import { submitTimed, takeTimes, type TimedWork } from "./timestamps.ts";
 
@@ -29,12 +29,12 @@ export class Profiler {
   }
 
   /**
-   * Runs and times dispatches. Called by the device.
+   * Runs and times work. Called by the device.
    *
    * @internal
    */
-  submit(gpu: GPUDevice, dispatches: readonly Dispatch[]): void {
-    for (const work of submitTimed(gpu, dispatches)) {
+  submit(gpu: GPUDevice, commands: readonly Command[]): void {
+    for (const work of submitTimed(gpu, commands)) {
       this.#pending.push({ stage: this.stage, work });
     }
   }

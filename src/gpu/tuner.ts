@@ -4,7 +4,8 @@
 import type { KernelSequence, TileChoice, TileTable } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { Rng } from "../core/rng.ts";
-import type { Device, Dispatch } from "./device.ts";
+import type { Dispatch } from "./commands.ts";
+import type { Device } from "./device.ts";
 import { pick } from "./bindings.ts";
 import type { Tensor } from "./tensor.ts";
 

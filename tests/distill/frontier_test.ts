@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { paddedSize } from "../../kernels/kernel.ts";
 import { RowSet } from "../../src/distill/frontier.ts";
+import { MiniBatches } from "../../src/distill/mini_batches.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import { Plan } from "../../src/gpu/plan.ts";
 import { randomArray, testDevice } from "../_gpu.ts";
@@ -11,7 +13,7 @@ Deno.test("RowSet moves rows across chunks", async () => {
   const start = device.liveBytes;
   const data = Float32Array.from(randomArray(1, ROWS * SIZE));
   {
-    using set = new RowSet(narrow(device, 4), ROWS, SHAPE, "set");
+    using set = new RowSet(narrow(device, 4 * 32), ROWS, SHAPE, "set");
     set.upload(0, data.slice(0, 5 * SIZE));
     set.upload(5, data.slice(5 * SIZE));
     const some = device.tensor([6, ...SHAPE]);
@@ -31,31 +33,37 @@ Deno.test("RowSet moves rows across chunks", async () => {
   assert.equal(device.liveBytes, start);
 });
 
-Deno.test("RowSet.recordGather() collects a mini-batch from several chunks", async () => {
-  const device = await testDevice();
-  const data = Float32Array.from(randomArray(2, ROWS * SIZE));
-  using set = new RowSet(narrow(device, 4), ROWS, SHAPE, "set");
-  set.upload(0, data);
-  using plan = new Plan(device);
-  const table = Uint32Array.of(10, 0, 4, 3, 3, 8, 7, 1);
-  const indices = device.uint32(table), state = device.tensor([16]);
-  const batch = set.recordGather(plan, indices, state, 4, "batch");
-  for (const step of [0, 1, 2]) {
-    device.upload(state, Float32Array.from({ length: 16 }, (_, i) => i === 0 ? step : 0));
-    plan.replay();
-    const rows = [...table.subarray(step % 2 * 4, step % 2 * 4 + 4)];
-    const expected = rows.flatMap((row) => [...data.subarray(row * SIZE, (row + 1) * SIZE)]);
-    assert.deepEqual([...await device.read(batch)], expected, `step ${step}`);
-  }
-  device.release(indices);
-  device.release(state);
-});
+// The rows of the second are long enough to be copied instead of gathered by a kernel.
+for (const shape of [SHAPE, [32, 32, 4]]) {
+  Deno.test(`RowSet.recordGather() collects rows [${shape}] from several chunks`, async () => {
+    const device = await testDevice();
+    const size = shape.reduce((product, n) => product * n, 1);
+    const data = Float32Array.from(randomArray(2, ROWS * size));
+    const rowBytes = paddedSize([1, ...shape]) * 4;
+    using set = new RowSet(narrow(device, 4 * rowBytes), ROWS, shape, "set");
+    set.upload(0, data);
+    using plan = new Plan(device);
+    using batches = new MiniBatches(device, ROWS, 4, 2, 7);
+    const state = device.tensor([16]);
+    const batch = set.recordGather(plan, batches, state, "batch");
+    for (const step of [0, 1, 2]) {
+      device.upload(state, Float32Array.from({ length: 16 }, (_, i) => i === 0 ? step : 0));
+      plan.replay();
+      const expected = Array.from(batches.rowsOf(step)).flatMap((row) => [
+        ...data.subarray(row * size, (row + 1) * size),
+      ]);
+      assert.deepEqual([...await device.read(batch)], expected, `step ${step}`);
+    }
+    assert.notDeepEqual(batches.rowsOf(0), batches.rowsOf(1));
+    device.release(state);
+  });
+}
 
-/** The device, as if it could bind `rows` rows at most. */
-function narrow(device: Device, rows: number): Device {
+/** The device, as if it could bind so many bytes at most. */
+function narrow(device: Device, bytes: number): Device {
   return new Proxy(device, {
     get(target, name) {
-      if (name === "maxTensorBytes") return rows * 2 * 4 * 4;
+      if (name === "maxTensorBytes") return bytes;
       const value: unknown = Reflect.get(target, name, target);
       return typeof value === "function" ? value.bind(target) : value;
     },

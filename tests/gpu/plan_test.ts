@@ -42,6 +42,25 @@ Deno.test("Plan.replay() runs as often as asked, whatever shares a submit", asyn
   device.release(x);
 });
 
+Deno.test("Plan.copy() chooses its ranges for each replay, in order with the kernels", async () => {
+  const device = await testDevice();
+  const x = device.fromArray([12], Array.from({ length: 12 }, (_, i) => i));
+  const part = device.tensor([4]), sum = device.tensor([4]);
+  using plan = new Plan(device);
+  plan.copy("part", (replay) => [
+    { from: x, fromByte: 16 * replay, to: part, toByte: 0, byteLength: 12 },
+    { from: x, fromByte: 0, to: part, toByte: 12, byteLength: 4 },
+  ]);
+  plan.run(accumulate(1), { x: part, y: sum });
+  assert.equal(plan.length, 2);
+  plan.replay(2, 2);
+  assert.deepEqual([...await device.read(part)], [4, 5, 6, 0]);
+  assert.deepEqual([...await device.read(sum)], [0 + 4, 1 + 5, 2 + 6, 0]);
+  plan.replay();
+  assert.deepEqual([...await device.read(sum)], [0 + 4 + 8, 1 + 5 + 9, 2 + 6 + 10, 0]);
+  for (const tensor of [x, part, sum]) device.release(tensor);
+});
+
 Deno.test("Plan reuses released memory in order", async () => {
   const device = await testDevice();
   const x = device.fromArray(SHAPE, randomArray(2, 30));

@@ -24,6 +24,21 @@ Deno.test("a profiled device counts every dispatch by stage and label, and compu
   for (const { nanoseconds } of profiler.times) assert.ok(nanoseconds > 0);
 });
 
+Deno.test("a profile counts copies as well", async () => {
+  const profiler = new Profiler();
+  using device = await Device.open({ profiler });
+  const from = device.fromArray([4096], new Float32Array(4096).fill(2));
+  const to = device.tensor([4096]), y = device.tensor([4]);
+  using plan = new Plan(device);
+  plan.copy("moved", () => [{ from, fromByte: 0, to, toByte: 0, byteLength: 16384 }]);
+  plan.run(doubleAndAdd(1), { x: to, y });
+  plan.replay(2);
+  assert.deepEqual([...await device.read(y)], [5, 5, 5, 5]);
+  const [copies, kernel] = profiler.times;
+  assert.deepEqual([copies?.label, copies?.dispatches, kernel?.dispatches], ["moved", 2, 2]);
+  assert.ok(copies!.nanoseconds > 0);
+});
+
 Deno.test("a profile takes more dispatches than a query set holds", async () => {
   const profiler = new Profiler();
   using device = await Device.open({ profiler });

@@ -68,7 +68,7 @@ export async function* measureConvolutions(
       plan.run(sequence, bindings);
       plan.replay();
       await check(device, shape, tensors, name);
-      const times = await deviceTimes(device, samples, plan.dispatches);
+      const times = await deviceTimes(device, samples, plan.commands);
       yield row(
         { case: `${labelOf(shape)} ${name === "y" ? "forward" : name}`, metric: "rate" },
         "GFLOP/s",

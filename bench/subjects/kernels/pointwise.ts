@@ -71,7 +71,7 @@ export async function* measurePointwise(
       return [index, expected(index)] as const;
     });
     checkElements(label, await device.read(result), some, tolerance);
-    const times = await deviceTimes(device, samples, plan.dispatches);
+    const times = await deviceTimes(device, samples, plan.commands);
     yield row({ case: label, metric: "rate" }, "Gelem/s", gigaRates(SIZE, times), {
       ceiling: gigabytes / (4 * passes),
       note: `${passes} tensors of 4 MiB moved`,

@@ -49,7 +49,7 @@ export async function* measureProducts(
     });
     // float32 sums of k products of unit variance
     checkElements(name.case, await device.read(y), expected, 1e-6 * k);
-    const times = await deviceTimes(device, samples, plan.dispatches);
+    const times = await deviceTimes(device, samples, plan.commands);
     yield row(name, "GFLOP/s", gigaRates(2 * m * n * k, times), { ceiling: gigaflops });
     for (const tensor of [a, b, y]) device.release(tensor);
   }
