@@ -15,11 +15,15 @@ export interface Dispatch {
 
 /** Bytes of a tensor that become bytes of another; all numbers are multiples of 4. */
 export interface CopyRange {
+  /** The source. */
   readonly from: Tensor;
+  /** Where its bytes begin. */
   readonly fromByte: number;
-  /** Not a view of the same buffer. */
+  /** The target: not a view of the same buffer. */
   readonly to: Tensor;
+  /** Where the bytes go. */
   readonly toByte: number;
+  /** How many. */
   readonly byteLength: number;
 }
 
@@ -27,6 +31,7 @@ export interface CopyRange {
 export interface Copies {
   /** For profiles. */
   readonly label: string;
+  /** What is copied, in any order. */
   readonly ranges: readonly CopyRange[];
 }
 
