@@ -24,6 +24,7 @@
 export * from "./src/core/errors.ts";
 export * from "./src/core/nd_array.ts";
 export type { Command, Copies, CopyRange, Dispatch } from "./src/gpu/commands.ts";
+export type { CompileOptions } from "./src/gpu/compile_in_threads.ts";
 export { Device, type DeviceOptions } from "./src/gpu/device.ts";
 export { type KernelTime, Profiler } from "./src/gpu/profiler.ts";
 export type { Tensor } from "./src/gpu/tensor.ts";

@@ -112,7 +112,7 @@ function perQuantizer(
   const code = /* wgsl */ `${declarations}
 @compute @workgroup_size(16)
 fn main(@builtin(global_invocation_id) id: vec3u) {
-  if (id.x >= ${count}u) { return; }
+  if (id.x >= arrayLength(&quantizers) / ${WORDS}u) { return; }
   let entry = id.x * ${WORDS}u;
   ${body}
 }

@@ -83,7 +83,10 @@ export function sgd(spec: SgdSpec, _target: Target): Kernel {
   });
 }
 
-/** A workgroup takes 256 vec4, an invocation every 64th of them; `update` sees p, g, rate and the vec4 index i. */
+/**
+ * A workgroup takes 256 vec4, an invocation every 64th of them; `update` sees p, g, rate and the vec4 index i. The text
+ * does not name the size, so that all flat buffers share one compiled kernel.
+ */
 function optimizer(
   label: string,
   size: number,
@@ -111,7 +114,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
     range(4).map((part) => {
       return `{
     let i = first + ${part * 64}u;
-    let base_rate = select(0.0, learning_rates[i / 16u], i < ${size / 4}u);
+    let base_rate = select(0.0, learning_rates[i / 16u], i < arrayLength(&parameters));
     if (base_rate != 0.0) {
       let rate = base_rate * factor;
       var p = parameters[i];

@@ -157,7 +157,7 @@ fn signed_bytes(word: u32) -> vec4f {
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
     @builtin(local_invocation_index) local: u32) {
   let row = ${software ? flatIndex(size) : "workgroup.y * groups.x + workgroup.x"};
-  if (row >= ${rows}u) { return; }
+  if (row >= arrayLength(&rows) / ${WEIGHT_ROW_WORDS}u) { return; }
   let entry = row * ${WEIGHT_ROW_WORDS}u;
   let start = rows[entry];
   let length = rows[entry + 1u];

@@ -4,6 +4,7 @@
 // the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
 // low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
+import type { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
 import type { Student } from "../quant/student.ts";
@@ -12,9 +13,10 @@ import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
+import { shapesForBatch } from "./network.ts";
 import { batchNormPolicy } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
-import { batchNormLiveSteps, train } from "./training.ts";
+import { batchNormLiveSteps, stepKernels, train } from "./training.ts";
 
 const MIX_STREAM = 0x1d3a_71;
 
@@ -42,6 +44,7 @@ export async function distillUnits(
 ): Promise<void> {
   const { network, samples, recipe } = session;
   const total = units.length * steps;
+  await compileUnits(session, units, steps);
   const frontiers: Frontiers = {
     teacher: new Map([[network.input, samples.train]]),
     student: new Map([[network.input, quantizeInputs(session, samples.train)]]),
@@ -57,10 +60,9 @@ export async function distillUnits(
     const alive = new Set([...needed, ...unit.outputs]);
     move(session, frontiers.heldOutTeacher, heldOutTargets, alive);
     if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
-    const layers = unit.nodes.map((node) => node.name).filter((n) => session.student.layers.has(n));
     const start = await deploy(session, teacherPart, frontiers, heldOutTargets);
     const restore = snapshot(session.student, teacherPart);
-    await trainUnit(session, unit, layers, frontiers, targets, {
+    await trainUnit(session, unit, frontiers, targets, {
       steps,
       seed: recipe.seed + i,
       onStep: (done, loss) =>
@@ -70,7 +72,7 @@ export async function distillUnits(
     const rollBack = samples.heldOut.rows > 0 && !(trained.mse < start.mse);
     if (rollBack) {
       restore();
-      for (const layer of layers) session.rolledBack.add(layer);
+      for (const layer of layersOf(session, unit)) session.rolledBack.add(layer);
     }
     const [kept, dropped] = rollBack ? [start, trained] : [trained, start];
     for (const set of dropped.outputs.values()) set[Symbol.dispose]();
@@ -119,10 +121,60 @@ export function learningRates({ recipe }: Pick<Session, "recipe">): LearningRate
   };
 }
 
+/** What every training run of a unit has, whatever its inputs are. */
+function unitTraining(session: Session, unit: Block, steps: number) {
+  const { device, network, recipe, samples, student } = session;
+  return {
+    device,
+    student,
+    part: partBetween(network.trained, unit.inputs, unit.outputs),
+    layers: layersOf(session, unit),
+    constants: session.teacher,
+    steps,
+    batch: Math.min(session.batch, samples.train.rows),
+    rates: learningRates(session),
+    weightQuantizer: recipe.weightQuantizer,
+    batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
+    keep: new Set(unit.outputs),
+    terms: 1,
+    signal: session.signal,
+  };
+}
+
+/** Node names of the unit's layers that train. */
+function layersOf({ student }: Session, unit: Block): string[] {
+  return unit.nodes.map((node) => node.name).filter((name) => student.layers.has(name));
+}
+
+/** Has the kernels of all units compiled, whose mini-batches need not exist for that. */
+async function compileUnits(
+  session: Session,
+  units: readonly Block[],
+  steps: number,
+): Promise<void> {
+  if (steps === 0) return;
+  const { device, network, compiling } = session;
+  const kernels = units.filter((unit) => layersOf(session, unit).length > 0).flatMap((unit) => {
+    const run = unitTraining(session, unit, steps);
+    const shapes = shapesForBatch(network.teacher, run.batch);
+    const output = unit.outputs[0]!;
+    const tensor = (plan: Plan, name: string) => plan.tensor(shapes.get(name)!, name);
+    let teacher: Tensor | undefined;
+    return stepKernels({
+      ...run,
+      inputs: (plan) => {
+        teacher = tensor(plan, output);
+        return new Map(unit.inputs.map((name) => [name, tensor(plan, name)]));
+      },
+      tensorErrors: () => new Map([[output, { teacher: teacher!, weight: teacher!, term: 0 }]]),
+    });
+  });
+  await device.compileAhead(kernels, compiling);
+}
+
 async function trainUnit(
   session: Session,
   unit: Block,
-  layers: readonly string[],
   frontiers: Frontiers,
   targets: Frontier,
   options: {
@@ -131,31 +183,19 @@ async function trainUnit(
     readonly onStep: (done: number, loss: number) => void;
   },
 ): Promise<void> {
-  const { device, network, recipe, samples } = session;
-  const { steps } = options;
-  if (layers.length === 0 || steps === 0) return;
+  const { device, recipe, samples } = session;
+  const { steps, seed, onStep } = options;
+  const run = unitTraining(session, unit, steps);
+  if (run.layers.length === 0 || steps === 0) return;
   const output = unit.outputs[0]!;
   const target = targets.get(output)!;
-  const batch = Math.min(session.batch, samples.train.rows);
-  const { targetVariance } = await compareRows(device, target, target, batch);
+  const { targetVariance } = await compareRows(device, target, target, run.batch);
   const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
-  using batches = new MiniBatches(device, samples.train.rows, batch, steps, options.seed);
+  using batches = new MiniBatches(device, samples.train.rows, run.batch, steps, seed);
   let targetBatch: Tensor | undefined;
   await train({
-    device,
-    student: session.student,
-    part: partBetween(network.trained, unit.inputs, unit.outputs),
-    layers,
-    constants: session.teacher,
-    steps,
-    batch,
-    rates: learningRates(session),
-    weightQuantizer: recipe.weightQuantizer,
-    batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
-    keep: new Set(unit.outputs),
-    terms: 1,
-    onStep: options.onStep,
-    signal: session.signal,
+    ...run,
+    onStep,
     inputs: (plan, state) => {
       targetBatch = target.recordGather(plan, batches, state, `target ${output}`);
       const gather = (from: Frontier, name: string) =>
@@ -166,8 +206,8 @@ async function trainUnit(
         if (recipe.inputMode === "student") return [name, a];
         const b = gather(frontiers.teacher, name);
         const y = plan.tensor(a.shape, name);
-        const seed = options.seed + MIX_STREAM * (i + 1);
-        plan.run(mixTensors({ shape: a.shape, probability: 0.5, seed }), { a, b, state, y });
+        const mix = { shape: a.shape, probability: 0.5, seed: seed + MIX_STREAM * (i + 1) };
+        plan.run(mixTensors(mix), { a, b, state, y });
         return [name, y];
       }));
     },

@@ -1,7 +1,9 @@
 // Ranges of the activations that will be quantized: the teacher runs over calibration samples with observers on its
 // tensors, once for the ranges and, where the observer wants one, once for histograms. Memory does not grow with samples.
 import { histogram, minMaxObserver } from "../../kernels/observer.ts";
+import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
+import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
@@ -26,6 +28,15 @@ const OBSERVER_OF_RECIPE = {
   movingAverage: OBSERVERS.moving_average,
 } as const satisfies Record<Recipe["activationObserver"], unknown>;
 
+/** How activations are observed. */
+export interface CalibrationOptions {
+  readonly batch: number;
+  /** How many of the inputs, from the first on. */
+  readonly samples: number;
+  readonly observer: Recipe["activationObserver"];
+  readonly compiling?: CompileOptions;
+}
+
 /**
  * Observes the teacher's activations and chooses a quantizer for each.
  *
@@ -33,7 +44,7 @@ const OBSERVER_OF_RECIPE = {
  * @param network the network
  * @param values the teacher's values
  * @param images the network's inputs
- * @param options batch size and observer
+ * @param options batch size, observer, and how kernels are compiled ahead
  * @returns quantizers by tensor, in the order of `network.activationBits`
  * @throws RangeError when an activation is not finite
  */
@@ -42,14 +53,9 @@ export async function calibrate(
   network: Network,
   values: NetworkValues,
   images: RowSet,
-  { batch, samples, observer }: {
-    readonly batch: number;
-    /** How many of the inputs, from the first on. */
-    readonly samples: number;
-    readonly observer: Recipe["activationObserver"];
-  },
+  { observer, ...options }: CalibrationOptions,
 ): Promise<ActivationState[]> {
-  const statistics = await observe(device, network, values, images, { batch, samples });
+  const statistics = await observe(device, network, values, images, options);
   const states: ActivationState[] = [];
   for (const [tensor, bits] of network.activationBits) {
     const seen = statistics.get(tensor)!;
@@ -71,28 +77,30 @@ export async function calibrate(
   return states;
 }
 
+/** Records what is to be seen of a tensor, by its number. */
+type TensorObserver = (plan: Plan, tensor: Tensor, index: number) => void;
+
 async function observe(
   device: Device,
   network: Network,
   values: NetworkValues,
   images: RowSet,
-  { batch, samples }: { readonly batch: number; readonly samples: number },
+  { batch, samples, compiling }: Omit<CalibrationOptions, "observer">,
 ): Promise<Map<string, TensorStatistics>> {
   const tensors = [...network.activationBits.keys()];
   const part = partBetween(network.teacher, [network.input], [network.output]);
   const batches = Math.max(1, Math.floor(samples / batch));
   const size = Math.min(batch, samples);
-  const run = (record: (plan: Plan, tensor: Tensor, index: number) => void) => {
-    using plan = new Plan(device);
+  const record = (plan: Plan, observer: TensorObserver): Tensor => {
     const input = plan.tensor([size, ...images.rowShape], network.input);
-    const all = recordForward(
-      plan,
-      part,
-      values,
-      new Map([[network.input, input]]),
-      new Set(tensors),
-    );
-    tensors.forEach((name, i) => record(plan, all.get(name)!, i));
+    const inputs = new Map([[network.input, input]]);
+    const all = recordForward(plan, part, values, inputs, new Set(tensors));
+    tensors.forEach((name, i) => observer(plan, all.get(name)!, i));
+    return input;
+  };
+  const run = (observer: TensorObserver) => {
+    using plan = new Plan(device);
+    const input = record(plan, observer);
     for (let b = 0; b < batches; b++) {
       images.copyOut(b * size, size, input);
       plan.replay();
@@ -100,19 +108,26 @@ async function observe(
   };
   const ranges = tensors.map((name) => device.tensor([4], { label: `range ${name}` }));
   const moving = tensors.map((name) => device.tensor([4], { label: `range ${name}` }));
-  run((plan, x, i) => {
+  const observeRange: TensorObserver = (plan, x, i) => {
     const spec = rowsAndChannels(x.shape);
     plan.run(minMaxObserver(spec, device.target), { x, range: ranges[i]! });
     const averaging = MOVING_AVERAGE;
     plan.run(minMaxObserver({ ...spec, averaging }, device.target), { x, range: moving[i]! });
-  });
+  };
   const counts = tensors.map((name) =>
     device.uint32(new Uint32Array(BINS), { label: `histogram ${name}` })
   );
-  run((plan, x, i) => {
+  const count: TensorObserver = (plan, x, i) => {
     const spec = { ...rowsAndChannels(x.shape), bins: BINS };
     plan.run(histogram(spec, device.target), { x, range: ranges[i]!, counts: counts[i]! });
-  });
+  };
+  if (compiling) {
+    using survey = new KernelSurvey(device);
+    for (const observer of [observeRange, count]) record(survey, observer);
+    await device.compileAhead(survey.kernels, compiling);
+  }
+  run(observeRange);
+  run(count);
   const result = new Map<string, TensorStatistics>();
   for (const [i, name] of tensors.entries()) {
     const [min = NaN, max = NaN] = await device.read(ranges[i]!);

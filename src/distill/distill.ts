@@ -1,5 +1,6 @@
 // The verb: a network and unlabelled inputs in, the quantized student and a report out.
 import type { NdArray } from "../core/nd_array.ts";
+import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import { Device } from "../gpu/device.ts";
 import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/image_set.ts";
 import { chooseSamples, splitHeldOut } from "../data/sampler.ts";
@@ -96,12 +97,17 @@ async function run(
   const fitting = fittingBatch(device, network.trained, recipe.batchSize);
   const batch = Math.min(fitting, samples.train.rows);
   using teacher = teacherValues(device, network);
+  const compiling: CompileOptions = {
+    onCompiled: (done, total) => onProgress({ stage: "compile", done, total }),
+    signal,
+  };
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });
   const activations = await calibrate(device, network, teacher, samples.train, {
     batch: Math.min(batch, samples.clean),
     samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
     observer: recipe.activationObserver,
+    compiling,
   });
   const student = createStudent(network, activations, recipe);
   onProgress({ stage: "calibrate", done: total, total });
@@ -120,6 +126,7 @@ async function run(
     batch,
     report: onProgress,
     signal,
+    compiling,
     rolledBack,
   };
   await METHODS[recipe.method](session);

@@ -94,6 +94,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     terms,
     onStep: (done, loss) => session.report({ stage, done, total: steps, loss }),
     signal: session.signal,
+    compiling: session.compiling,
     inputs: (plan, trainingState) => {
       const gathered = samples.train.recordGather(plan, batches, trainingState, network.input);
       const tables = { transforms, black, state: trainingState };

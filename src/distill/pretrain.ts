@@ -98,6 +98,7 @@ export async function trainFloat(
     terms: 1,
     onStep: (done, loss) => onStep(done, steps, loss),
     signal,
+    compiling: { signal },
     inputs: (plan, state) => {
       const gathered = rows.recordGather(plan, batches, state, input);
       const tables = { transforms, black, state };
@@ -123,12 +124,15 @@ export async function trainFloat(
           }),
       );
     },
-  }, (state) =>
-    parameters = new FloatParameters(device, trained, state, {
-      learningRate: recipe.learningRate,
-      batchNormMomentum: BATCH_NORM_MOMENTUM,
-      ...ADAM_DECAY,
-    }));
+  }, {
+    make: (state) =>
+      parameters = new FloatParameters(device, trained, state, {
+        learningRate: recipe.learningRate,
+        batchNormMomentum: BATCH_NORM_MOMENTUM,
+        ...ADAM_DECAY,
+      }),
+    quantized: new Set(),
+  });
   for (const tensor of [words, transforms, black]) device.release(tensor);
   const graph = simplify(model);
   return {

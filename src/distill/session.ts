@@ -1,4 +1,5 @@
 // Everything the methods share while they make one student.
+import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Student } from "../quant/student.ts";
@@ -10,7 +11,7 @@ import type { Recipe } from "./recipe.ts";
 
 /** How far a run is. */
 export interface Progress {
-  /** For example `calibrate`, `blockwise`, `evaluate`. */
+  /** For example `compile`, `calibrate`, `blockwise`, `evaluate`. */
   readonly stage: string;
   /** Unit of the network that is worked on. */
   readonly unit?: string;
@@ -47,6 +48,8 @@ export interface Session {
   readonly batch: number;
   readonly report: (progress: Progress) => void;
   readonly signal?: AbortSignal | undefined;
+  /** How kernels are compiled ahead. */
+  readonly compiling: CompileOptions;
   /** Names of units that were rolled back to their PTQ start. */
   readonly rolledBack: Set<string>;
 }

@@ -4,8 +4,11 @@
 import { binaryForward } from "../../kernels/elementwise.ts";
 import { meanSquaredError } from "../../kernels/mse.ts";
 import { advanceSchedule, finishStep, STATE_SIZE } from "../../kernels/schedule.ts";
+import type { Kernel } from "../../kernels/kernel.ts";
 import { Tape } from "../autograd/tape.ts";
+import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
+import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { fuseLayers } from "../graph/layers.ts";
@@ -88,6 +91,8 @@ export interface TrainingLoop {
   /** Called now and then with the number of steps done and the newest loss. */
   readonly onStep?: ((done: number, loss: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Compiles the step's kernels in several threads first; without it they were compiled before, or are later. */
+  readonly compiling?: CompileOptions;
 }
 
 /** A training run of a student. */
@@ -134,7 +139,29 @@ export function batchNormLiveSteps(recipe: Recipe, steps: number): number {
  * @throws DivergedError when the loss is not finite
  * @throws DOMException when the signal aborts
  */
-export async function train(run: TrainingRun): Promise<Float32Array> {
+export function train(run: TrainingRun): Promise<Float32Array> {
+  return trainParameters(run, studentParameters(run));
+}
+
+/**
+ * Kernels of a step, for compiling them ahead; nothing runs.
+ *
+ * @param run as for {@linkcode train}
+ * @returns each kernel once
+ */
+export function stepKernels(run: TrainingRun): readonly Kernel[] {
+  return surveyStep(run, studentParameters(run));
+}
+
+/** How the parameters of a step come to be. */
+export interface ParametersOfStep {
+  /** Makes the parameters for a training state. */
+  readonly make: (state: Tensor) => StepParameters;
+  /** Tensors that have quantizers. */
+  readonly quantized: ReadonlySet<string>;
+}
+
+function studentParameters(run: TrainingRun): ParametersOfStep {
   const { device, student, part } = run;
   const made = new Set(part.nodes.flatMap((node) => node.outputs));
   const activations = new Map<string, number>();
@@ -143,46 +170,99 @@ export async function train(run: TrainingRun): Promise<Float32Array> {
       activations.set(tensor, rowsAndChannels(part.source.shapes.get(tensor) ?? []).channels);
     }
   }
-  return await trainParameters(
-    run,
-    (state) =>
-      new TrainingParameters(device, student, run.layers, activations, state, {
-        rates: run.rates,
-        weightQuantizer: run.weightQuantizer,
-        batchNormMomentum: BATCH_NORM_MOMENTUM,
-        roundingRegularizer: ROUNDING_REGULARIZER,
-        ...ADAM_DECAY,
-      }),
-    new Set(activations.keys()),
-  );
+  const options = {
+    rates: run.rates,
+    weightQuantizer: run.weightQuantizer,
+    batchNormMomentum: BATCH_NORM_MOMENTUM,
+    roundingRegularizer: ROUNDING_REGULARIZER,
+    ...ADAM_DECAY,
+  };
+  return {
+    make: (state) =>
+      new TrainingParameters(device, student, run.layers, activations, state, options),
+    quantized: new Set(activations.keys()),
+  };
 }
 
 /**
  * Trains and stores parameters of any kind.
  *
  * @param run on what, and how
- * @param makeParameters makes the parameters for a training state
- * @param quantized tensors that have quantizers
+ * @param parametersOfStep what trains
  * @returns the loss of every step, all terms together
  * @throws DivergedError when the loss is not finite
  * @throws DOMException when the signal aborts
  */
 export async function trainParameters(
   run: TrainingLoop,
-  makeParameters: (state: Tensor) => StepParameters,
-  quantized: ReadonlySet<string> = new Set(),
+  parametersOfStep: ParametersOfStep,
 ): Promise<Float32Array> {
-  const { device, part, steps, batch } = run;
+  const { device, part, steps } = run;
   if (steps === 0) return new Float32Array();
+  if (run.compiling) {
+    await device.compileAhead(surveyStep(run, parametersOfStep), run.compiling);
+  }
+  using memory = new StepMemory(run);
+  using parameters = parametersOfStep.make(memory.state);
+  using plan = new Plan(device);
+  recordStep(plan, run, memory, parameters, parametersOfStep.quantized);
+  let history = new Float32Array();
+  for (let done = 0; done < steps;) {
+    await device.breathe();
+    run.signal?.throwIfAborted();
+    const next = Math.min(STEPS_PER_LOOK, steps - done);
+    plan.replay(next);
+    done += next;
+    history = await device.read(memory.losses);
+    const loss = totalLoss(history, done - 1, run.terms);
+    if (!Number.isFinite(loss)) {
+      throw new DivergedError(`the loss of "${part.outputs[0]}" is ${loss} at step ${done}`);
+    }
+    run.onStep?.(done, loss);
+  }
+  await parameters.store();
+  return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
+}
+
+function surveyStep(run: TrainingLoop, { make, quantized }: ParametersOfStep): readonly Kernel[] {
+  using memory = new StepMemory(run);
+  using parameters = make(memory.state);
+  using survey = new KernelSurvey(run.device);
+  recordStep(survey, run, memory, parameters, quantized);
+  return survey.kernels;
+}
+
+/** What a step keeps besides its parameters. */
+class StepMemory implements Disposable {
+  /** The training state of kernels/schedule.ts. */
+  readonly state: Tensor;
+  /** [steps * terms]. */
+  readonly losses: Tensor;
+  readonly #device: Device;
+
+  constructor({ device, steps, terms }: TrainingLoop) {
+    this.#device = device;
+    this.state = device.tensor([STATE_SIZE], { label: "training state" });
+    this.losses = device.tensor([steps * terms], { label: "loss history" });
+  }
+
+  [Symbol.dispose](): void {
+    this.#device.release(this.state);
+    this.#device.release(this.losses);
+  }
+}
+
+/** Records a step: mini-batch, forward pass, losses, backward pass, optimizer. */
+function recordStep(
+  plan: Plan,
+  run: TrainingLoop,
+  { state, losses }: StepMemory,
+  parameters: StepParameters,
+  quantized: ReadonlySet<string>,
+): void {
+  const { device, part, steps, batch } = run;
   const shapes = shapesForBatch(part.source, batch);
   const graph = graphOf(part);
-  using memory = new DisposableStack();
-  const scratch = (size: number, label: string) =>
-    memory.adopt(device.tensor([size], { label }), (tensor) => device.release(tensor));
-  const state = scratch(STATE_SIZE, "training state");
-  const losses = scratch(steps * run.terms, "loss history");
-  using parameters = makeParameters(state);
-  using plan = new Plan(device);
   plan.run(
     advanceSchedule({
       steps,
@@ -227,23 +307,6 @@ export async function trainParameters(
   tape.backward();
   parameters.recordStep(plan);
   plan.run(finishStep(device.target), { state });
-
-  let history = new Float32Array();
-  for (let done = 0; done < steps;) {
-    await device.breathe();
-    run.signal?.throwIfAborted();
-    const next = Math.min(STEPS_PER_LOOK, steps - done);
-    plan.replay(next);
-    done += next;
-    history = await device.read(losses);
-    const loss = totalLoss(history, done - 1, run.terms);
-    if (!Number.isFinite(loss)) {
-      throw new DivergedError(`the loss of "${part.outputs[0]}" is ${loss} at step ${done}`);
-    }
-    run.onStep?.(done, loss);
-  }
-  await parameters.store();
-  return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
 }
 
 /** The error of a tensor that others read too. */

@@ -5,6 +5,7 @@ import { GpuError } from "../core/errors.ts";
 import { bindingEntries, checkBindings, pick } from "./bindings.ts";
 import { type FindTiles, openAdapter } from "./adapter.ts";
 import { type Command, type Dispatch, encode, encodeCopies } from "./commands.ts";
+import { compileInThreads, type CompileOptions } from "./compile_in_threads.ts";
 import { ErrorWatch } from "./error_watch.ts";
 import { PipelineCache } from "./pipeline_cache.ts";
 import { BufferPool } from "./pool.ts";
@@ -40,6 +41,7 @@ export class Device implements Disposable {
   readonly #readBack: ReadBack;
   readonly #errors: ErrorWatch;
   readonly #pipelines: PipelineCache;
+  readonly #compiledAhead = new Set<string>();
   readonly #profiler: Profiler | undefined;
 
   private constructor(
@@ -262,6 +264,39 @@ export class Device implements Disposable {
       () => this.#gpu.createBindGroup({ layout, entries, label }),
     );
     return { label, pipeline, bindGroup, grid };
+  }
+
+  /**
+   * Has the driver compile a kernel, which it otherwise does when the kernel first runs: none of its workgroups is run.
+   *
+   * @param kernel what to compile
+   * @throws GpuError when it does not compile
+   */
+  async compile(kernel: Kernel): Promise<void> {
+    const bindings = kernel.bindings.map(({ name }) => [name, this.tensor([64])] as const);
+    try {
+      this.submit([{ ...this.prepare(kernel, Object.fromEntries(bindings)), grid: [0, 1, 1] }]);
+      await this.synchronize();
+    } finally {
+      for (const [, tensor] of bindings) this.release(tensor);
+    }
+  }
+
+  /**
+   * Compiles kernels ahead, in several threads where the driver would compile them one after another: on CPU adapters.
+   *
+   * @param kernels what will run later
+   * @param options who watches
+   * @throws GpuError when one does not compile
+   */
+  async compileAhead(kernels: readonly Kernel[], options?: CompileOptions): Promise<void> {
+    if (this.target.family !== "software") return;
+    const missing = new Map(kernels.map((kernel) => [kernel.code, kernel]));
+    for (const [code, kernel] of missing) {
+      if (this.#pipelines.has(kernel) || this.#compiledAhead.has(code)) missing.delete(code);
+      this.#compiledAhead.add(code);
+    }
+    await compileInThreads([...missing.values()], (kernel) => this.compile(kernel), options);
   }
 
   /**

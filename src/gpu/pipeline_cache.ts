@@ -24,6 +24,11 @@ export class PipelineCache {
     this.#errors = errors;
   }
 
+  /** Whether a kernel has its pipeline already. */
+  has({ code }: Kernel): boolean {
+    return this.#pipelines.has(code);
+  }
+
   /** The pipeline of a kernel. */
   get({ code, label, bindings }: Kernel): CachedPipeline {
     const cached = this.#pipelines.get(code);

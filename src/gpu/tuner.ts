@@ -55,7 +55,7 @@ interface Candidate {
  * Measures choices one after another.
  *
  * @param device where; needs timestamps, and should be idle otherwise
- * @param choices of {@linkcode TileSurvey}
+ * @param choices of {@linkcode KernelSurvey}
  * @param options progress and abort signal
  * @returns one result for each choice
  * @throws GpuError when the adapter has no timestamps, or a default does not run

@@ -4,7 +4,7 @@ import type { TileChoice } from "../../kernels/kernel.ts";
 import { Tape } from "../autograd/tape.ts";
 import { prepareNetwork, shapesForBatch } from "../distill/network.ts";
 import type { Device } from "../gpu/device.ts";
-import { TileSurvey } from "../gpu/tile_survey.ts";
+import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import type { Graph } from "../graph/graph.ts";
 import { fuseLayers } from "../graph/layers.ts";
 import { type OpContext, valueOf } from "../ops/context.ts";
@@ -26,7 +26,7 @@ export function networkTiles(device: Device, model: Graph, batch: number): reado
   const network = prepareNetwork(model, BITS, false);
   const { graph } = network.teacher;
   const shapes = shapesForBatch(network.teacher, batch);
-  using survey = new TileSurvey(device);
+  using survey = new KernelSurvey(device);
   const tensor = (name: string) => survey.tensor(shapes.get(name) ?? [1], name);
   const tape = new Tape(survey, (shape) => binaryForward({ operator: "add", a: shape, b: shape }));
   const context: OpContext = {

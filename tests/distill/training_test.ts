@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
+import type { Kernel } from "../../kernels/kernel.ts";
 import { createStudent } from "../../src/distill/create_student.ts";
 import { partBetween, teacherValues } from "../../src/distill/inference.ts";
 import { prepareNetwork } from "../../src/distill/network.ts";
-import { DivergedError, train, type TrainingRun } from "../../src/distill/training.ts";
+import { DivergedError, stepKernels, train, type TrainingRun } from "../../src/distill/training.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import type { Tensor } from "../../src/gpu/tensor.ts";
 import type { Student } from "../../src/quant/student.ts";
@@ -37,6 +38,28 @@ for (const batchNorm of ["live", "folded"] as const) {
   });
 }
 
+for (const weightQuantizer of ["lsq", "softRounding"] as const) {
+  Deno.test(`stepKernels() gives the kernels that train() runs, ${weightQuantizer}`, async () => {
+    const ran = new Set<string>();
+    const device = new Proxy(await testDevice(), {
+      get(target, name) {
+        const value: unknown = Reflect.get(target, name, target);
+        if (name === "prepare") {
+          return (kernel: Kernel, bindings: Record<string, Tensor>) => {
+            ran.add(kernel.code);
+            return target.prepare(kernel, bindings);
+          };
+        }
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+    let kernels: readonly Kernel[] = [];
+    await run({ device, weightQuantizer }, 0.25, "live", (one) => kernels = stepKernels(one));
+    assert.ok(ran.size > 5);
+    assert.deepEqual(new Set(kernels.map(({ code }) => code)), ran);
+  });
+}
+
 Deno.test("train() leaves the student alone in 0 steps", async () => {
   const { student, start, losses } = await run({ steps: 0 });
   assert.deepEqual([...student.layers], start);
@@ -57,6 +80,7 @@ async function run(
   changes: Partial<TrainingRun> = {},
   target = 0.25,
   batchNorm: "live" | "folded" = "live",
+  look: (run: TrainingRun) => void = () => {},
 ): Promise<{
   losses: Float32Array;
   student: Student;
@@ -80,7 +104,7 @@ async function run(
   const steps = changes.steps ?? 60;
   using constants = teacherValues(device, network);
   try {
-    const losses = await train({
+    const run: TrainingRun = {
       device,
       student,
       part: partBetween(network.trained, ["x"], ["y"]),
@@ -97,7 +121,9 @@ async function run(
       inputs: () => new Map<string, Tensor>([["x", x]]),
       tensorErrors: () => new Map([["y", { teacher, weight, term: 0 }]]),
       ...changes,
-    });
+    };
+    look(run);
+    const losses = await train(run);
     return { losses, student, start, seen };
   } finally {
     for (const tensor of [x, teacher, weight]) device.release(tensor);

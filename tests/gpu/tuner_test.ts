@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import type { Kernel, TileChoice } from "../../kernels/kernel.ts";
 import { conv2dForward } from "../../kernels/conv2d.ts";
 import { GpuError } from "../../src/core/errors.ts";
-import { TileSurvey } from "../../src/gpu/tile_survey.ts";
+import { KernelSurvey } from "../../src/gpu/kernel_survey.ts";
 import { tileTable, type TunedTile, tuneTiles } from "../../src/gpu/tuner.ts";
 import { testDevice } from "../_gpu.ts";
 import { convSpec } from "../_reference_conv.ts";
@@ -87,9 +87,9 @@ Deno.test("tileTable() holds only what differs from the defaults", () => {
   assert.deepEqual([...tileTable([row("k", "a"), row("l", "b")])], [["l", "b"]]);
 });
 
-Deno.test("TileSurvey collects each choice once, without memory or shaders", async () => {
+Deno.test("KernelSurvey collects each choice once, without memory or shaders", async () => {
   const device = await testDevice();
-  using survey = new TileSurvey(device);
+  using survey = new KernelSurvey(device);
   const before = device.liveBytes;
   const spec = convSpec({ batch: 512, size: [256, 256], channels: [64, 64] });
   const x = survey.tensor([512, 256, 256, 64], "x"); // 8 GiB, if it were real
