@@ -1,10 +1,9 @@
 // Observers of a tensor for post-training quantization: minimum and maximum (running or moving average, per tensor or
-// per channel) and histograms. x: [rows, C]; padded channels are not looked at.
+// per channel). x: [rows, C]; padded channels are not looked at.
 // Range of a tensor: range: [minimum, maximum, batches seen, 0], all zero before the first batch.
 import { literal } from "./activation.ts";
 import {
   type Binding,
-  COMPONENTS,
   declareBindings,
   flatIndex,
   grid1d,
@@ -130,59 +129,6 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 `;
   const label = `range_per_row ${rows}x${positions}x${channels}`;
   return { label, code, bindings, grid: grid1d(padded(rows), 8) };
-}
-
-/** A histogram of a tensor. */
-export interface HistogramSpec extends ObserverSpec {
-  readonly bins: number;
-  /** True counts |x| over 0 .. max(|minimum|, |maximum|); default false. */
-  readonly absolute?: boolean;
-}
-
-/**
- * Adds a batch to the counts of equal bins over range[0] .. range[1]; values outside count in the end bins.
- *
- * Bindings: x (read), range (read, f32), counts (read_write, u32, [bins]).
- */
-export function histogram(spec: HistogramSpec, target: Target): Kernel {
-  const { rows, channels, bins, absolute = false } = spec;
-  const quads = padded(channels) / 4;
-  const plan = planChunks(rows * quads, 1, target);
-  const bindings: Binding[] = [
-    { name: "x", access: "read" },
-    { name: "range", access: "read" },
-    { name: "counts", access: "read_write" },
-  ];
-  const count = (lane: number) => {
-    const add = `atomicAdd(&counts[bin.${COMPONENTS[lane]}], 1u);`; // lane is 0 .. 3
-    return lane < channels - 4 * (quads - 1)
-      ? add
-      : `if (i % ${quads}u != ${quads - 1}u) { ${add} }`;
-  };
-  const code = /* wgsl */ `${declareBindings(bindings, { range: "f32", counts: "atomic<u32>" })}
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
-    @builtin(local_invocation_index) local: u32) {
-  let chunk = ${flatIndex(64)};
-  if (chunk >= ${plan.chunks}u) { return; }
-  let low = ${absolute ? "0.0" : "range[0]"};
-  let high = ${absolute ? "max(abs(range[0]), abs(range[1]))" : "range[1]"};
-  let bins_per_unit = select(0.0, ${literal(bins)} / (high - low), high > low);
-  ${
-    forEachRow(
-      plan,
-      `let i = row;
-    let value = ${absolute ? "abs(x[i])" : "x[i]"};
-    let bin = vec4u(clamp(floor((value - low) * bins_per_unit), vec4f(0.0), vec4f(${
-        literal(bins - 1)
-      })));
-    ${range(4).map(count).join("\n    ")}`,
-    )
-  }
-}
-`;
-  const label = `histogram ${rows}x${channels} in ${bins}`;
-  return { label, code, bindings, grid: grid1d(plan.chunks, 64) };
 }
 
 /** Partial maxima of -x and of x over the rows of each chunk: partials [chunks][2][columns]. */

@@ -1,6 +1,7 @@
 // Ranges of the activations that will be quantized: the teacher runs over calibration samples with observers on its
 // tensors, once for the ranges and, where the observer wants one, once for histograms. Memory does not grow with samples.
-import { histogram, minMaxObserver } from "../../kernels/observer.ts";
+import { histogram } from "../../kernels/histogram.ts";
+import { minMaxObserver } from "../../kernels/observer.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
 import { KernelSurvey } from "../gpu/kernel_survey.ts";
