@@ -52,13 +52,14 @@ export {
   type Safetensors,
 } from "./src/formats/safetensors.ts";
 export { encodeWeightBundle } from "./src/formats/weight_bundle.ts";
-export type { ImageSet, PixelType } from "./src/data/image_set.ts";
+export type { ImageSet, Normalization, PixelType } from "./src/data/image_set.ts";
 export {
   distill,
   type DistillData,
   type DistillOptions,
   type Progress,
 } from "./src/distill/distill.ts";
+export { IntegerNetwork } from "./src/distill/integer_network.ts";
 export {
   type AugmentRecipe,
   DEFAULT_RECIPE,

@@ -1,5 +1,5 @@
-// Forward passes of ResNet-20 at batch 64: the fp32 network, and the deployed W8A8 student. The logits are compared with
-// those of ONNX Runtime on the same model files.
+// Forward passes of ResNet-20 at batch 64: the fp32 network, and the deployed W8A8 student, simulated in float32 and on
+// its integers. The logits are compared with those of ONNX Runtime on the same model files.
 import { normalize } from "../../src/data/image_set.ts";
 import { distill } from "../../src/distill/distill.ts";
 import {
@@ -10,13 +10,16 @@ import {
 } from "../../src/distill/inference.ts";
 import { topClasses } from "../../src/distill/evaluate.ts";
 import { fakeQuantizeInput } from "../../src/distill/input_quantizer.ts";
-import { prepareNetwork } from "../../src/distill/network.ts";
+import { recordIntegerForward } from "../../src/distill/integer_inference.ts";
+import { IntegerValues } from "../../src/distill/integer_values.ts";
+import { type Network, prepareNetwork } from "../../src/distill/network.ts";
 import { DEFAULT_RECIPE } from "../../src/distill/recipe.ts";
 import { exportOnnx } from "../../src/formats/onnx_export.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import { Plan } from "../../src/gpu/plan.ts";
+import type { Tensor } from "../../src/gpu/tensor.ts";
 import type { Graph } from "../../src/graph/graph.ts";
-import type { ActivationQParams } from "../../src/graph/quantized_graph.ts";
+import type { QuantizedGraph } from "../../src/graph/quantized_graph.ts";
 import { checkElements, type Row, row, type Subject, wallTimes } from "../harness.ts";
 import { CIFAR10, modelFile, readImages, readModel } from "../resnet20.ts";
 
@@ -29,11 +32,17 @@ const BATCHES = 8;
 interface Deployed {
   readonly name: string;
   readonly graph: Graph;
-  /** Quantizers by tensor name. */
-  readonly activations: ReadonlyMap<string, ActivationQParams>;
+  /** Puts weights and quantizers on the GPU and records the forward pass of x into the plan. */
+  readonly record: (plan: Plan, network: Network, x: Tensor) => Recorded;
   readonly file: Uint8Array;
   /** Largest error of a logit beside ONNX Runtime; without it only the classes must be the same. */
   readonly tolerance?: number;
+}
+
+/** A recorded forward pass: what it reads, and what it gives. */
+interface Recorded {
+  readonly values: Disposable;
+  readonly logits: Tensor;
 }
 
 /** Images a second, forward only. */
@@ -49,21 +58,18 @@ export const inference: Subject = {
     const { student } = await distill(model, { calibration }, { ...CIFAR10, method: "ptq" }, {
       device,
     });
+    // Rounding may go the other way at ties, so that single codes differ.
+    const deployed = { graph: student.graph, file: exportOnnx(student) };
     const networks: Deployed[] = [
       {
         name: "fp32",
         graph: model,
-        activations: new Map(),
+        record: recordFloat,
         file: Deno.readFileSync(modelFile(data)),
         tolerance: 1e-3, // float32 logits of order 10 behind 20 layers
       },
-      // Rounding may go the other way at ties, so that single codes differ.
-      {
-        name: "student W8A8",
-        graph: student.graph,
-        activations: student.activations,
-        file: exportOnnx(student),
-      },
+      { name: "student W8A8", ...deployed, record: simulated(student) },
+      { name: "student W8A8, integer codes", ...deployed, record: onIntegers(student) },
     ];
     for (const network of networks) yield await measure(device, samples, network, inputs);
   },
@@ -76,16 +82,12 @@ async function measure(
   inputs: Float32Array<ArrayBuffer>,
 ): Promise<Row> {
   const network = prepareNetwork(deployed.graph, DEFAULT_RECIPE, false);
-  const { input, output, teacher } = network;
-  using values = deployed.activations.size === 0
-    ? teacherValues(device, network)
-    : new NetworkValues(device, teacher.graph.initializers, deployed.activations);
+  const { input, teacher } = network;
   using plan = new Plan(device);
   const x = plan.tensor([BATCH, ...teacher.shapes.get(input)!.slice(1)], input);
   device.upload(x, inputs);
-  const quantized = fakeQuantizeInput(plan, x, values.quantizer(input));
-  const part = partBetween(teacher, [input], [output]);
-  const logits = recordForward(plan, part, values, new Map([[input, quantized]])).get(output)!;
+  const { values, logits } = deployed.record(plan, network, x);
+  using _ = values;
   plan.replay();
   const found = await device.read(logits);
   await check(deployed, found, inputs, x.shape);
@@ -98,6 +100,39 @@ async function measure(
     "images/s",
     times.map((ms) => 1000 * BATCH * BATCHES / ms),
   );
+}
+
+function recordFloat(plan: Plan, network: Network, x: Tensor): Recorded {
+  return recordValues(plan, network, teacherValues(plan.device, network), x);
+}
+
+/** The student in fake-quantized float32. */
+function simulated({ activations }: QuantizedGraph): Deployed["record"] {
+  return (plan, network, x) => {
+    const { initializers } = network.teacher.graph;
+    return recordValues(
+      plan,
+      network,
+      new NetworkValues(plan.device, initializers, activations),
+      x,
+    );
+  };
+}
+
+/** The student on packed int8 codes. */
+function onIntegers(student: QuantizedGraph): Deployed["record"] {
+  return (plan, network, x) => {
+    const values = new IntegerValues(plan.device, student, network);
+    return { values, logits: recordIntegerForward(plan, network, values, x) };
+  };
+}
+
+function recordValues(plan: Plan, network: Network, values: NetworkValues, x: Tensor): Recorded {
+  const { input, output, teacher } = network;
+  const quantized = fakeQuantizeInput(plan, x, values.quantizer(input));
+  const part = partBetween(teacher, [input], [output]);
+  const results = recordForward(plan, part, values, new Map([[input, quantized]]));
+  return { values, logits: results.get(output)! };
 }
 
 /** Compares logits with those of ONNX Runtime. */

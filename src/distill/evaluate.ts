@@ -2,7 +2,8 @@
 import type { Device } from "../gpu/device.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { Plan } from "../gpu/plan.ts";
-import { type ImageSet, normalize } from "../data/image_set.ts";
+import type { Tensor } from "../gpu/tensor.ts";
+import { type ImageSet, type Normalization, normalize } from "../data/image_set.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import { fuseLayers } from "../graph/layers.ts";
 import type { Student } from "../quant/student.ts";
@@ -17,7 +18,6 @@ import {
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { type Measured, readErrorSums } from "./measure.ts";
 import type { Network } from "./network.ts";
-import type { Recipe } from "./recipe.ts";
 
 /** Inputs in flight while evaluating: on a CPU no more than training takes, so that its kernels serve again. */
 const EVALUATION_BATCH = { software: 64, gpu: 256 };
@@ -38,29 +38,53 @@ export async function predict(
   network: Network,
   values: NetworkValues,
   images: ImageSet,
-  normalization: Pick<Recipe, "mean" | "std" | "scale">,
+  normalization: Normalization,
+  onBatch: (done: number) => void = () => {},
+): Promise<Float32Array<ArrayBuffer>> {
+  const part = partBetween(network.teacher, [network.input], [network.output]);
+  const record = (plan: Plan, x: Tensor): Tensor => {
+    const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
+    const results = recordForward(plan, part, values, new Map([[network.input, input]]));
+    return results.get(network.output)!;
+  };
+  return await predictWith(device, network, record, images, normalization, onBatch);
+}
+
+/**
+ * As {@linkcode predict}, with a forward pass of one's own.
+ *
+ * @param device where to run
+ * @param network the network
+ * @param record records the forward pass of a batch and returns its logits
+ * @param images inputs
+ * @param normalization of the inputs
+ * @param onBatch called with the number of inputs done
+ * @returns [images, classes] logits
+ */
+export async function predictWith(
+  device: Device,
+  network: Network,
+  record: (plan: Plan, x: Tensor) => Tensor,
+  images: ImageSet,
+  normalization: Normalization,
   onBatch: (done: number) => void = () => {},
 ): Promise<Float32Array<ArrayBuffer>> {
   const { count } = images;
-  const batch = Math.min(
-    count,
-    fittingBatch(device, network.teacher, EVALUATION_BATCH[device.target.family]),
-  );
-  const part = partBetween(network.teacher, [network.input], [network.output]);
+  const most = EVALUATION_BATCH[device.target.family];
+  const batch = Math.min(count, fittingBatch(device, network.teacher, most));
   const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
   const logits = new Float32Array(count * classes);
   // One plan for all, the last batch filled up with the last input: another batch size would be compiled anew.
   using plan = new Plan(device);
   const x = plan.tensor([batch, ...rowShape], network.input);
-  const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
-  const results = recordForward(plan, part, values, new Map([[network.input, input]]));
+  const output = record(plan, x);
   for (let row = 0; row < count; row += batch) {
     const indices = Uint32Array.from({ length: batch }, (_, i) => Math.min(row + i, count - 1));
     device.upload(x, normalize(images, indices, normalization));
     plan.replay();
     const done = Math.min(row + batch, count);
-    const found = await device.read(results.get(network.output)!);
+    const found = await device.read(output);
     logits.set(found.subarray(0, (done - row) * classes), row * classes);
     onBatch(done);
     await device.breathe();

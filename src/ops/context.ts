@@ -78,7 +78,7 @@ export interface OpContext {
 }
 
 /** Shape of a tensor, by name. */
-export function shapeOf(context: OpContext, tensor: string): readonly number[] {
+export function shapeOf(context: Pick<OpContext, "shapes">, tensor: string): readonly number[] {
   const shape = context.shapes.get(tensor);
   if (shape === undefined) throw new TypeError(`Tensor "${tensor}" has no shape`);
   return shape;

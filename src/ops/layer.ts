@@ -221,7 +221,7 @@ function renameBindings(
 }
 
 /** The convolution that a channels-last Conv node describes. */
-export function conv2dSpecOf(context: OpContext, layer: Node): Conv2dSpec {
+export function conv2dSpecOf(context: Pick<OpContext, "shapes">, layer: Node): Conv2dSpec {
   const [batch = 1, inHeight = 1, inWidth = 1, inChannels = 1] = asImage(
     shapeOf(context, layer.inputs[0] ?? ""),
   );

@@ -53,7 +53,9 @@ export function executableOperators(): string[] {
  * @throws UnsupportedError when a node's operator, or a form of it, is not implemented
  */
 export function recordSteps(context: OpContext, steps: readonly Step[]): void {
-  const release = lastUses(context, steps);
+  const kept = [...context.graph.outputs.map((o) => o.name), ...context.keep ?? []];
+  // A tape reads activations again.
+  const release = context.tape ? new Map<number, string[]>() : lastUses(steps, kept);
   steps.forEach((step, i) => {
     if (step.kind === "layer") recordLayer(context, step);
     else context.values.set(step.node.outputs[0]!, recordNode(context, step.node));
@@ -84,13 +86,19 @@ function recordNode(context: OpContext, node: Node): Tensor {
 }
 
 /**
- * Tensors whose memory can be reused after each step: inference only, since the tape reads activations again. Graph
- * outputs, tensors from outside, and tensors that share memory (Reshape) are kept.
+ * Tensors whose memory can be reused after each step. Graph outputs, tensors from outside, and tensors that share memory
+ * (Reshape) are kept.
+ *
+ * @param steps in the order they run
+ * @param outputs tensors that must outlive the steps
+ * @returns names of tensors by position of the step
  */
-function lastUses(context: OpContext, steps: readonly Step[]): Map<number, string[]> {
+export function lastUses(
+  steps: readonly Step[],
+  outputs: Iterable<string>,
+): Map<number, string[]> {
   const last = new Map<number, string[]>();
-  if (context.tape !== undefined) return last;
-  const kept = new Set([...context.graph.outputs.map((o) => o.name), ...context.keep ?? []]);
+  const kept = new Set(outputs);
   const uses = new Map<string, number>();
   const made = new Set<string>();
   steps.forEach((step, i) => {
