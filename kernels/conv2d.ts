@@ -20,6 +20,7 @@ import {
   weightGradientSoftware,
   type WeightKernel,
 } from "./conv2d_weight_software.ts";
+import { isZero, zeroPhases } from "./conv2d_zero_phases.ts";
 import type { Epilogue } from "./epilogue.ts";
 import { type Kernel, type KernelSequence, paddedSize, type Target } from "./kernel.ts";
 import { reductionKernel } from "./reduce_partials.ts";
@@ -50,15 +51,18 @@ export function conv2dForward(
  *
  * @param spec Shape of the forward convolution.
  * @param target Kind of adapter.
- * @returns Kernels with bindings `dy`, `w` and `dx`, one for each phase of the stride.
+ * @returns Kernels with bindings `dy`, `w` and `dx`, one for each phase of the stride that has taps.
  */
 export function conv2dBackwardInput(spec: Conv2dSpec, target: Target): KernelSequence {
   if (!hasWholeGroups(spec)) return { kernels: [directBackwardInput(spec)], temporaries: {} };
   const convolutions = backwardInputConvolutions(flattenPointwise(spec));
-  return {
-    kernels: convolutions.map((convolution) => tapConvolution(convolution, target)),
-    temporaries: {},
-  };
+  const kernels = convolutions.filter((phase) => !isZero(phase))
+    .map((phase) => tapConvolution(phase, target));
+  const zeros = convolutions.filter(isZero);
+  if (zeros.length > 0) {
+    kernels.push(zeroPhases(`conv2d_backward_input ${shapeLabel(spec)} zeros`, zeros));
+  }
+  return { kernels, temporaries: {} };
 }
 
 /**

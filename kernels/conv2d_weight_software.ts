@@ -1,7 +1,8 @@
 // Weight gradient of a convolution for CPU adapters (family "software"): dw[o, tap, c] = sum over pixels of
 // dy[pixel, o] * x[pixel shifted by tap, c]. A lane owns one vec4 of input channels of one tap, or of a whole kernel
 // row so that neighbouring taps share their loads; all lanes share a tile of output channels, whose dy each lane
-// loads in part and hands on with subgroupShuffle. Pixels are split over workgroups into partial sums.
+// loads in part and hands on with subgroupShuffle. Pixels are split over workgroups into partial sums, and where the
+// input channels are too few for all lanes also over parts of a workgroup.
 import { type Conv2dSpec, shapeLabel } from "./conv2d_plan.ts";
 import { COMPONENTS, declareBindings, type Kernel, padded, range, type Target } from "./kernel.ts";
 import { cheapestTiles } from "./tile_choice.ts";
@@ -47,14 +48,15 @@ export function weightGradientSoftware(
   const vectors = padded(spec.inChannels / spec.group) / 4;
   const outVectors = padded(channels) / 4;
   const units = spec.kernelHeight * (spec.kernelWidth / tile.taps) * vectors;
-  const unitGroups = Math.ceil(units / lanes);
+  const parts = partsOf(spec, target, tile);
+  const unitGroups = parts > 1 ? 1 : Math.ceil(units / lanes);
   const rowTiles = Math.ceil(channels / tile.rows);
   const blocksPerRow = Math.ceil(spec.outWidth / tile.run);
   const blocks = spec.batch * spec.outHeight * blocksPerRow;
   const wanted = Math.ceil(WORKGROUPS / (unitGroups * rowTiles * spec.group));
   const blocksPerSplit = Math.ceil(blocks / Math.min(wanted, blocks));
   const splits = Math.ceil(blocks / blocksPerSplit);
-  const output = splits > 1 ? "partials" : "dw";
+  const output = splits * parts > 1 ? "partials" : "dw";
   const bindings = [
     { name: "x", access: "read" },
     { name: "dy", access: "read" },
@@ -78,7 +80,8 @@ fn main(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let flat = workgroup.x * ${lanes}u + lane;
-  let unit = min(flat, ${units - 1}u);
+  ${parts > 1 ? `let part = min(lane / ${units}u, ${parts - 1}u);` : ""}
+  let unit = ${parts > 1 ? `lane % ${units}u` : `min(flat, ${units - 1}u)`};
   let channel = unit % ${vectors}u;
   let tap = (unit / ${vectors}u) * ${tile.taps}u;
   let shift_row = i32(tap / ${spec.kernelWidth}u) * ${spec.dilationHeight} - ${spec.padTop};
@@ -95,12 +98,15 @@ ${rows.map((m) => "  " + taps.map((t) => `var c${m}_${t} = vec4f();`).join(" "))
     let in_row = (line % ${spec.outHeight}) * ${spec.strideHeight} + shift_row;
     let inside = u32(in_row) < ${spec.inHeight}u;
     let in_line = ((line / ${spec.outHeight}) * ${spec.inHeight} + in_row) * ${spec.inWidth};
-    let in_column = b * ${spec.strideWidth} + shift_column;
-${loads(spec, tile, lanes, shuffles, vectors, outVectors)}
-${products(spec, tile, lanes, shuffles)}
+    let in_column = ${
+    parts > 1 ? `(b + i32(part) * ${tile.run / parts})` : "b"
+  } * ${spec.strideWidth} + shift_column;
+${loads(spec, tile, parts, lanes, shuffles, vectors, outVectors)}
+${products(spec, tile, parts, lanes, shuffles)}
   }
-  if (flat < ${units}u) {
-    let at = ((workgroup.z * ${spec.group}u + group) * ${channels}u + row) * ${filter}u + tap * ${vectors}u + channel;
+  if (flat < ${units * parts}u) {
+    let split = ${parts > 1 ? `workgroup.z * ${parts}u + part` : "workgroup.z"};
+    let at = ((split * ${spec.group}u + group) * ${channels}u + row) * ${filter}u + tap * ${vectors}u + channel;
 ${store}
   }
 }
@@ -112,10 +118,13 @@ ${store}
       bindings,
       grid: [unitGroups, rowTiles * spec.group, splits],
     },
-    splits,
+    splits: splits * parts,
   };
 
-  /** Which dy elements this lane loads: element e is pixel e / quarter, vec4 e % quarter of the tile. */
+  /**
+   * Which dy elements this lane loads: element e is for part e % parts; of that part's pixels and the tile's vec4s, pixel
+   * e / parts / quarter and vec4 e / parts % quarter.
+   */
   function dyElements(
     { run }: WeightTile,
     lanes: number,
@@ -124,8 +133,12 @@ ${store}
   ): string {
     return range(dyLoads({ ...tile, run }, lanes, shuffles)).map((q) => {
       const element = shuffles ? `min(${q * lanes}u + lane, ${run * quarter - 1}u)` : `${q}u`;
-      return `  let pixel${q} = i32(${element} / ${quarter}u);
-  let vector${q} = group * ${outVectors}u + min(row / 4u + ${element} % ${quarter}u, ${
+      const pixel = parts > 1
+        ? `${element} % ${parts}u * ${run / parts}u + ${element} / ${parts * quarter}u`
+        : `${element} / ${quarter}u`;
+      const vector = parts > 1 ? `${element} / ${parts}u` : element;
+      return `  let pixel${q} = i32(${pixel});
+  let vector${q} = group * ${outVectors}u + min(row / 4u + ${vector} % ${quarter}u, ${
         outVectors - 1
       }u);`;
     }).join("\n");
@@ -166,10 +179,24 @@ function modelledCost(spec: Conv2dSpec, target: Target, tile: WeightTile): numbe
   const lanes = target.subgroupSize || LANES_WITHOUT_SUBGROUPS;
   const vectors = padded(spec.inChannels / spec.group) / 4;
   const channels = padded(spec.outChannels / spec.group);
-  const loads = inputColumns(spec, tile).length + dyLoads(tile, lanes, target.subgroupSize > 0);
+  const ownRun = run / partsOf(spec, target, tile);
+  const loads = inputColumns(spec, { ...tile, run: ownRun }).length +
+    dyLoads(tile, lanes, target.subgroupSize > 0);
   const units = Math.ceil(spec.kernelHeight * (spec.kernelWidth / taps) * vectors / lanes);
-  const cycles = 65 * loads + 4 * rows * taps * run + 4 * rows * taps + 60;
+  const cycles = 65 * loads + 4 * rows * taps * ownRun + 4 * rows * taps + 60;
   return cycles * units * Math.ceil(channels / rows) * Math.ceil(spec.outWidth / run);
+}
+
+/**
+ * Parts of a workgroup that each take some of a run's pixels, because one part's input channels leave lanes idle. Each
+ * part's shuffles are from lanes of its own, which is only fast where the driver has an instruction for 8 lanes.
+ */
+function partsOf(spec: Conv2dSpec, target: Target, { run, taps }: WeightTile): number {
+  const units = spec.kernelHeight * (spec.kernelWidth / taps) *
+    padded(spec.inChannels / spec.group) / 4;
+  const lanes = target.subgroupSize;
+  if (lanes !== 8) return 1;
+  return [8, 4, 2].find((parts) => parts * units <= lanes && run % parts === 0) ?? 1;
 }
 
 function dyLoads({ rows, run }: WeightTile, lanes: number, shuffles: boolean): number {
@@ -191,6 +218,7 @@ function inputColumns(spec: Conv2dSpec, { run, taps }: WeightTile): number[] {
 function loads(
   spec: Conv2dSpec,
   tile: WeightTile,
+  parts: number,
   lanes: number,
   shuffles: boolean,
   vectors: number,
@@ -207,7 +235,7 @@ function loads(
       spec.outWidth - 1
     })) * ${stride}u + vector${q}], valid${q});`;
   });
-  const x = inputColumns(spec, tile).map((offset, i) =>
+  const x = inputColumns(spec, { ...tile, run: tile.run / parts }).map((offset, i) =>
     `    let inside${i} = inside && u32(in_column + ${offset}) < ${spec.inWidth}u;
     let x${i} = select(vec4f(), x[u32(select(0, in_line + in_column + ${offset}, inside${i})) * ${
       vectors * spec.group
@@ -219,18 +247,22 @@ function loads(
 function products(
   spec: Conv2dSpec,
   tile: WeightTile,
+  parts: number,
   lanes: number,
   shuffles: boolean,
 ): string {
-  const { rows, run, taps } = tile;
+  const { rows, taps } = tile;
+  const run = tile.run / parts;
   const quarter = rows / 4;
-  const columns = inputColumns(spec, tile);
+  const columns = inputColumns(spec, { ...tile, run });
   const lines: string[] = [];
   for (const i of range(quarter)) {
     for (const pixel of range(run)) {
-      const element = pixel * quarter + i;
+      const element = (pixel * quarter + i) * parts;
       const value = shuffles
-        ? `subgroupShuffle(d${Math.floor(element / lanes)}, ${element % lanes}u)`
+        ? `subgroupShuffle(d${Math.floor(element / lanes)}, ${element % lanes}u${
+          parts > 1 ? " + part" : ""
+        })`
         : `d${element}`;
       lines.push(`let e${i}_${pixel} = ${value};`);
     }

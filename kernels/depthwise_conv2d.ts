@@ -1,15 +1,18 @@
 // Depthwise 2-D convolution (one filter a channel) and its gradients: x [N, H, W, C], w [KH, KW, C], y [N, OH, OW, C].
 // Bound by memory: an invocation owns 4 channels of a small block of output pixels, so that each input pixel it loads
-// serves every tap of every output of the block. No subgroups and no workgroup memory; both families run the same text
-// with blocks of their own size.
+// serves every tap of every output of the block. No subgroups and no workgroup memory. On CPU adapters strips
+// (depthwise_conv2d_software) take the place of the blocks, except for large filters.
 import {
   backwardInputConvolutions,
   type Conv2dSpec,
   forwardConvolution,
   leavesInput,
+  shapeLabel,
   type TapAxis,
   type TapConvolution,
 } from "./conv2d_plan.ts";
+import { depthwiseSoftware, depthwiseStrips } from "./depthwise_conv2d_software.ts";
+import { fitsStrips } from "./depthwise_strip.ts";
 import { depthwiseWeightGradient } from "./depthwise_conv2d_weight.ts";
 import {
   type Epilogue,
@@ -29,6 +32,7 @@ import {
   range,
   type Target,
 } from "./kernel.ts";
+import { decideTile } from "./tile_choice.ts";
 
 const WORKGROUP = 64;
 
@@ -54,7 +58,7 @@ export function depthwiseConv2dForward(
   epilogue: Epilogue,
   target: Target,
 ): KernelSequence {
-  return { kernels: [depthwise(forwardConvolution(spec, epilogue), target)], temporaries: {} };
+  return depthwise(spec, [forwardConvolution(spec, epilogue)], "forward", target);
 }
 
 /**
@@ -62,13 +66,10 @@ export function depthwiseConv2dForward(
  *
  * @param spec Shape of the forward convolution.
  * @param target Kind of adapter.
- * @returns Kernels with bindings `dy`, `w` and `dx`, one for each phase of the stride.
+ * @returns Kernels with bindings `dy`, `w` and `dx`.
  */
 export function depthwiseConv2dBackwardInput(spec: Conv2dSpec, target: Target): KernelSequence {
-  return {
-    kernels: backwardInputConvolutions(spec).map((phase) => depthwise(phase, target)),
-    temporaries: {},
-  };
+  return depthwise(spec, backwardInputConvolutions(spec), "backward_input", target);
 }
 
 /**
@@ -82,7 +83,36 @@ export function depthwiseConv2dBackwardWeight(spec: Conv2dSpec, target: Target):
   return depthwiseWeightGradient(spec, target);
 }
 
-function depthwise(convolution: TapConvolution, target: Target): Kernel {
+/** Strips that write all parts at once where the family has them, blocks for each part otherwise. */
+function depthwise(
+  spec: Conv2dSpec,
+  parts: readonly TapConvolution[],
+  name: "forward" | "backward_input",
+  target: Target,
+): KernelSequence {
+  if (target.family === "gpu" || !fitsStrips(spec)) {
+    return { kernels: parts.map((part) => blocks(part, target)), temporaries: {} };
+  }
+  const [{ inputName, outputName, rows, columns }] = parts as [TapConvolution]; // one at least
+  const key = `depthwise_conv2d_${name} ${shapeLabel(spec)}`;
+  const plain = parts.map((part) => ({ ...part, epilogue: {} }));
+  const { tile, choice } = decideTile({
+    key,
+    shapes: {
+      [inputName]: [spec.batch, rows.inputSize, columns.inputSize, spec.group],
+      w: [spec.kernelHeight, spec.kernelWidth, spec.group],
+      [outputName]: [spec.batch, rows.outputSize, columns.outputSize, spec.group],
+    },
+    tiles: depthwiseStrips(parts, target),
+    build: (strip) => ({
+      kernels: [depthwiseSoftware(plain, target, strip, key)],
+      temporaries: {},
+    }),
+  }, target);
+  return { kernels: [{ ...depthwiseSoftware(parts, target, tile, key), choice }], temporaries: {} };
+}
+
+function blocks(convolution: TapConvolution, target: Target): Kernel {
   const { rows, columns, epilogue, inputName, outputName, batch } = convolution;
   const channels = convolution.group;
   const vectors = padded(channels) / 4;

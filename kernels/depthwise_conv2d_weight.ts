@@ -1,11 +1,18 @@
 // Weight gradient of a depthwise convolution, a reduction over pixels for each tap and channel: an invocation owns 4
 // channels of all taps (of one filter row when the filter is large) and sums every chunks-th block of output pixels;
-// a second kernel adds the chunks in a fixed order.
+// a second kernel adds the chunks in a fixed order. On CPU adapters strips (depthwise_conv2d_weight_software) take the
+// place of the blocks, except for large filters.
 import { type Conv2dSpec, shapeLabel } from "./conv2d_plan.ts";
+import { fitsStrips } from "./depthwise_strip.ts";
+import {
+  depthwiseWeightSoftware,
+  depthwiseWeightTiles,
+} from "./depthwise_conv2d_weight_software.ts";
 import {
   declareBindings,
   flatIndex,
   grid1d,
+  type Kernel,
   type KernelSequence,
   padded,
   paddedSize,
@@ -13,6 +20,7 @@ import {
   type Target,
 } from "./kernel.ts";
 import { planChunks, reductionKernel } from "./reduce_partials.ts";
+import { decideTile, tileName } from "./tile_choice.ts";
 
 const WORKGROUP = 64;
 
@@ -21,6 +29,49 @@ const UNROLLED_TAPS = 25;
 
 /** dw[tap, c] = sum over images and output pixels of x[n, pixel of tap, c] * dy[n, pixel, c]; see depthwise_conv2d. */
 export function depthwiseWeightGradient(spec: Conv2dSpec, target: Target): KernelSequence {
+  if (target.family === "gpu" || !fitsStrips(spec)) return blocks(spec, target);
+  const { batch, inChannels } = spec;
+  const label = `depthwise_conv2d_backward_weight ${shapeLabel(spec)}`;
+  const { tile, choice } = decideTile({
+    key: label,
+    shapes: {
+      x: [batch, spec.inHeight, spec.inWidth, inChannels],
+      dy: [batch, spec.outHeight, spec.outWidth, inChannels],
+      dw: [spec.kernelHeight, spec.kernelWidth, inChannels],
+    },
+    tiles: depthwiseWeightTiles(spec, target),
+    build: (tile) => {
+      const kernel = depthwiseWeightSoftware(spec, target, tile, label);
+      return tile.splits === 1
+        ? { kernels: [kernel], temporaries: {} }
+        : sumOfChunks(spec, kernel, tile.splits, target);
+    },
+  }, target);
+  const { kernels: [first, ...rest], temporaries } = choice.build(tileName(tile));
+  return { kernels: [{ ...first!, choice }, ...rest], temporaries };
+}
+
+/** A weight gradient that wrote partial sums, with their sum. */
+function sumOfChunks(
+  { kernelHeight, kernelWidth, inChannels }: Conv2dSpec,
+  kernel: Kernel,
+  chunks: number,
+  target: Target,
+): KernelSequence {
+  const size = paddedSize([kernelHeight, kernelWidth, inChannels]);
+  const reduction = reductionKernel({
+    label: `${kernel.label} sum`,
+    bindings: [{ name: "partials", access: "read" }, { name: "dw", access: "read_write" }],
+    chunks,
+    stride: size / 4,
+    offsets: [0],
+    size: size / 4,
+    finish: "dw[o] = value0;",
+  }, target);
+  return { kernels: [kernel, reduction], temporaries: { partials: chunks * size } };
+}
+
+function blocks(spec: Conv2dSpec, target: Target): KernelSequence {
   const { kernelHeight, kernelWidth, outHeight, outWidth, batch, inChannels } = spec;
   const vectors = padded(inChannels) / 4;
   const wholeFilter = kernelHeight * kernelWidth <= UNROLLED_TAPS;
@@ -31,7 +82,6 @@ export function depthwiseWeightGradient(spec: Conv2dSpec, target: Target): Kerne
   const down = Math.ceil(outHeight / height);
   const blocks = batch * down * across;
   const { chunks } = planChunks(blocks, units, target);
-  const size = paddedSize([kernelHeight, kernelWidth, inChannels]);
   const bindings = [
     { name: "x", access: "read" },
     { name: "dy", access: "read" },
@@ -72,19 +122,8 @@ ${
 }
 `;
   const label = `depthwise_conv2d_backward_weight ${shapeLabel(spec)}`;
-  const reduction = reductionKernel({
-    label: `${label} sum`,
-    bindings: [{ name: "partials", access: "read" }, { name: "dw", access: "read_write" }],
-    chunks,
-    stride: size / 4,
-    offsets: [0],
-    size: size / 4,
-    finish: "dw[o] = value0;",
-  }, target);
-  return {
-    kernels: [{ label, code, bindings, grid: grid1d(chunks * units, WORKGROUP) }, reduction],
-    temporaries: { partials: chunks * size },
-  };
+  const kernel = { label, code, bindings, grid: grid1d(chunks * units, WORKGROUP) };
+  return sumOfChunks(spec, kernel, chunks, target);
 }
 
 /** Loads a block of dy and every input pixel its taps read, and adds the products. */

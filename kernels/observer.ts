@@ -10,7 +10,6 @@ import {
   type Kernel,
   type KernelSequence,
   padded,
-  range,
   type Target,
 } from "./kernel.ts";
 import { type ChunkPlan, forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";

@@ -1,27 +1,24 @@
-// The only place that opens files a user names. Only regular files are read; what they hold is found out from their
-// first bytes, not from their names.
-import { basename, join } from "node:path";
+// Reads the files a user names; what they hold is found out from their first bytes, not from their names.
 import { FormatError } from "../core/errors.ts";
-import { type NdArray, ndArray } from "../core/nd_array.ts";
+import type { NdArray } from "../core/nd_array.ts";
 import { type ImageSet, type InputSize, recogniseImages } from "../data/image_set.ts";
 import { labelsOf } from "../data/labels.ts";
 import { findNonFinite } from "../formats/elements.ts";
 import { decodeIdx } from "../formats/idx.ts";
-import { decodeImage } from "../formats/image.ts";
 import { decodeNpy } from "../formats/npy.ts";
 import { decodeNpz } from "../formats/npz.ts";
 import { importOnnx } from "../formats/onnx_import.ts";
 import { type JsonValue, parseStrictJson } from "../formats/strict_json.ts";
 import { decodeUtf8 } from "../formats/untrusted.ts";
 import type { Graph } from "../graph/graph.ts";
+import { readImageFolder } from "./image_folder.ts";
+import { readRegularFile } from "./regular_file.ts";
 
 /** A model file as read. */
 export interface ModelFile {
   readonly graph: Graph;
   readonly sizeBytes: number;
 }
-
-const IMAGE_NAME = /\.(png|jpe?g)$/i;
 
 /**
  * Reads an ONNX model.
@@ -89,33 +86,6 @@ export async function readJson(path: string): Promise<unknown> {
   return plain(parseStrictJson(text, path));
 }
 
-/**
- * Reads a whole file, but no folder, pipe or device.
- *
- * @param path the file
- * @returns its bytes
- * @throws FormatError when it is missing, may not be read, or is not a regular file
- */
-export async function readRegularFile(path: string): Promise<Uint8Array<ArrayBuffer>> {
-  try {
-    const info = await Deno.stat(path); // before opening: opening a pipe would wait for its writer
-    if (info.isDirectory) throw new FormatError(path, "", "is a folder, expected a file");
-    if (!info.isFile) throw new FormatError(path, "", "is not a regular file");
-    using file = await Deno.open(path);
-    // Reading into one allocation is several times faster than Deno.readFile for large files.
-    const bytes = new Uint8Array(info.size);
-    let at = 0;
-    while (at < bytes.length) {
-      const count = await file.read(bytes.subarray(at));
-      if (count === null) break;
-      at += count;
-    }
-    return at === bytes.length ? bytes : bytes.slice(0, at);
-  } catch (error) {
-    throw unreadable(path, error);
-  }
-}
-
 /** One array of a file that may hold several. */
 async function readArray(path: string, usualNames: readonly string[]): Promise<NdArray> {
   const [, file = path, member] = /^(.+\.npz)#(.+)$/i.exec(path) ?? [];
@@ -148,60 +118,6 @@ function pickArray(
   throw new FormatError(path, "", `found the arrays ${listed}; expected ${wanted}`);
 }
 
-/** All images of a folder, sorted by name, as [N, H, W, C]. */
-async function readImageFolder(folder: string, channels: number | null): Promise<NdArray<"uint8">> {
-  const names: string[] = [];
-  for await (const entry of Deno.readDir(folder)) {
-    if (!entry.isDirectory && IMAGE_NAME.test(entry.name)) names.push(entry.name);
-  }
-  names.sort();
-  if (names.length === 0) {
-    throw new FormatError(folder, "", "found no .png, .jpg or .jpeg file in the folder");
-  }
-  let data = new Uint8Array(0);
-  let shape: readonly number[] = [];
-  for (const [index, name] of names.entries()) {
-    const path = join(folder, name);
-    const image = withChannels(decodeImage(await readRegularFile(path), path), channels, path);
-    if (index === 0) {
-      shape = image.shape;
-      data = new Uint8Array(names.length * image.data.length);
-    } else if (image.shape.join() !== shape.join()) {
-      const [found, first] = [image.shape, shape].map((size) => size.join(" x "));
-      throw new FormatError(
-        path,
-        "",
-        `found ${found}, expected ${first} as in ${basename(names[0]!)}`,
-      );
-    }
-    data.set(image.data, index * image.data.length);
-  }
-  return ndArray("uint8", [names.length, ...shape], data);
-}
-
-/** Drops an alpha channel and repeats grey where the network wants colours. */
-function withChannels(
-  image: NdArray<"uint8">,
-  wanted: number | null,
-  path: string,
-): NdArray<"uint8"> {
-  const [height = 0, width = 0, channels = 0] = image.shape;
-  const colours = channels === 2 || channels === 4 ? channels - 1 : channels; // 2: grey and alpha
-  const target = wanted ?? colours;
-  if (target === channels) return image;
-  if (colours !== target && colours !== 1) {
-    throw new FormatError(path, "", `found ${colours} colour channels, expected ${target}`);
-  }
-  const data = new Uint8Array(height * width * target);
-  for (let pixel = 0; pixel < height * width; pixel++) {
-    for (let channel = 0; channel < target; channel++) {
-      const from = colours === 1 ? 0 : channel;
-      data[pixel * target + channel] = image.data[pixel * channels + from]!;
-    }
-  }
-  return ndArray("uint8", [height, width, target], data);
-}
-
 async function isFolder(path: string): Promise<boolean> {
   try {
     return (await Deno.stat(path)).isDirectory;
@@ -212,17 +128,6 @@ async function isFolder(path: string): Promise<boolean> {
 
 function startsWith(bytes: Uint8Array, magic: readonly number[]): boolean {
   return bytes.length >= magic.length && magic.every((byte, i) => bytes[i] === byte);
-}
-
-/** The system's refusals in one line that names the file. */
-function unreadable(path: string, error: unknown): unknown {
-  if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
-    return new FormatError(path, "", "no such file or folder");
-  }
-  if (error instanceof Deno.errors.PermissionDenied) {
-    return new FormatError(path, "", "may not be read (permission denied)");
-  }
-  return error;
 }
 
 /** Strict JSON's Maps as plain objects. `Object.fromEntries` keeps a key such as __proto__ a mere key. */

@@ -74,7 +74,7 @@ Deno.test("recordIntegerForward() computes in float32 what has no integers", asy
     const found = await device.read(y);
     return {
       found,
-      float: plan.dispatches.filter(({ label }) => /^(conv2d|gemm)/.test(label)).length,
+      float: plan.commands.filter(({ label }) => /^(conv2d|gemm)/.test(label)).length,
     };
   };
   const whole = await run(student);

@@ -6,15 +6,22 @@ import {
   conv2dForward,
   type Conv2dSpec,
 } from "../../kernels/conv2d.ts";
+import {
+  depthwiseConv2dBackwardInput,
+  depthwiseConv2dBackwardWeight,
+  depthwiseConv2dForward,
+} from "../../kernels/depthwise_conv2d.ts";
 import { gemm, type GemmSpec } from "../../kernels/gemm.ts";
 import type { KernelSequence, TileChoice } from "../../kernels/kernel.ts";
 import { cheapestTiles, decideTile, tileName } from "../../kernels/tile_choice.ts";
-import type { Device } from "../../src/gpu/device.ts";
+import { Device } from "../../src/gpu/device.ts";
 import { assertClose, forEachTarget, randomArray, runKernel, type TestArray } from "../_gpu.ts";
 import { gemmReference } from "../_reference.ts";
 import {
   convShapes,
   convSpec,
+  depthwiseToGrouped,
+  groupedToDepthwise,
   referenceBackwardInput,
   referenceBackwardWeight,
   referenceForward,
@@ -97,6 +104,65 @@ forEachTarget(
     assertClose(dx!, expected, tolerance(9 * spec.outChannels), "dx");
   },
 );
+
+/** Depthwise shapes whose strips leave rests along both axes, and whose rows carry sums over one, two and more rows. */
+const DEPTHWISE: Readonly<Record<string, Conv2dSpec>> = {
+  "prime sizes": convSpec({ batch: 3, size: [11, 19], channels: [10, 10], group: 10 }),
+  "stride 2": convSpec({
+    batch: 2,
+    size: [13, 23],
+    channels: [5, 5],
+    stride: [2, 2],
+    group: 5,
+  }),
+  "stride 2, last row and column unread": convSpec({
+    size: [14, 18],
+    channels: [8, 8],
+    stride: [2, 2],
+    pad: [0, 0, 0, 0],
+    group: 8,
+  }),
+  "stride 3 over 2 taps, stride 1 over 5": convSpec({
+    size: [11, 13],
+    channels: [4, 4],
+    kernel: [2, 5],
+    stride: [3, 1],
+    pad: [0, 1, 0, 3],
+    group: 4,
+  }),
+  "dilation 3 with stride 2": convSpec({
+    size: [12, 17],
+    channels: [7, 7],
+    dilation: [3, 3],
+    stride: [2, 2],
+    pad: [3, 3, 3, 3],
+    group: 7,
+  }),
+};
+
+for (const subgroups of [true, false]) {
+  for (const [name, spec] of Object.entries(DEPTHWISE)) {
+    const lanes = subgroups ? "with" : "without";
+    Deno.test(`depthwise kernels give the same sums with every tile: ${name}, ${lanes} subgroups`, async () => {
+      using device = await Device.open({ family: "software", subgroups });
+      const { target } = device;
+      const { kernelHeight, kernelWidth, inChannels } = spec;
+      const shapes = { ...convShapes(spec), w: [kernelHeight, kernelWidth, inChannels] };
+      const x = { shape: shapes.x, data: randomArray(1, sizeOf(shapes.x)) };
+      const w = { shape: shapes.w, data: randomArray(2, sizeOf(shapes.w)) };
+      const dy = { shape: shapes.y, data: randomArray(3, sizeOf(shapes.y)) };
+      const filters = depthwiseToGrouped(spec, w.data);
+      const taps = kernelHeight * kernelWidth;
+      const y = referenceForward(spec, x.data, filters);
+      await checkTiles(device, depthwiseConv2dForward(spec, {}, target), { x, w }, y, taps);
+      const dx = referenceBackwardInput(spec, dy.data, filters);
+      await checkTiles(device, depthwiseConv2dBackwardInput(spec, target), { dy, w }, dx, taps);
+      const dw = groupedToDepthwise(spec, referenceBackwardWeight(spec, x.data, dy.data));
+      const pixels = spec.batch * spec.outHeight * spec.outWidth;
+      await checkTiles(device, depthwiseConv2dBackwardWeight(spec, target), { x, dy }, dw, pixels);
+    });
+  }
+}
 
 forEachTarget("products give the same sums with every tile", async (device) => {
   const specs: GemmSpec[] = [
