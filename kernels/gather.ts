@@ -1,6 +1,8 @@
 // Mini-batches picked from a data set that lies on the GPU in one or more chunks (a binding is limited, 128 MiB on
-// lavapipe): row b of the batch is row indices[step * batch + b] of the set; each chunk's kernel copies the rows it has.
+// lavapipe): row b of the batch is row indices[step * batch + b] of the set; each chunk's kernel copies the rows it has,
+// decoding them where they are stored in fewer bits.
 import { declareBindings, grid1d, type Kernel, range } from "./kernel.ts";
+import { type RowFormat, storedForm } from "./row_codes.ts";
 
 /** A mini-batch and one chunk of the data set. */
 export interface GatherSpec {
@@ -8,37 +10,45 @@ export interface GatherSpec {
   readonly batch: number;
   /** vec4s of a row. */
   readonly rowSize: number;
-  /** First row of the chunk in the set. */
-  readonly firstRow: number;
-  /** Rows of the chunk. */
-  readonly rows: number;
   /** Mini-batches in the table; step t uses number t modulo this. */
   readonly steps: number;
+  /** How the chunk is stored. */
+  readonly format: RowFormat;
 }
 
 /**
- * y[b] = x[indices[step * batch + b] - firstRow] where the chunk has that row.
+ * y[b] = x[indices[step * batch + b] - place[0]] where the chunk has that row: place = [its first row in the set, rows].
  *
- * Bindings: x, indices (array<u32>), state (array<f32>, state[0] the step), y (read_write: other rows stay).
+ * Bindings: x (as storedForm() says), qparams (codes only: array<f32>), place (array<u32>), indices (array<u32>),
+ * state (array<f32>, state[0] the step), y (read_write: other rows stay).
  */
-export function gatherBatch(
-  { batch, rowSize, firstRow, rows, steps }: GatherSpec,
-): Kernel {
+export function gatherBatch({ batch, rowSize, steps, format }: GatherSpec): Kernel {
+  const form = storedForm(format);
   const bindings = [
     { name: "x", access: "read" },
+    ...form.bindings,
+    { name: "place", access: "read" },
     { name: "indices", access: "read" },
     { name: "state", access: "read" },
     { name: "y", access: "read_write" },
   ] as const;
+  const types = {
+    x: form.type,
+    qparams: "f32",
+    place: "u32",
+    indices: "u32",
+    state: "f32",
+  };
   // An invocation copies up to 8 vec4s of one row, a workgroup's width apart: the index is looked up once for all.
   const run = Math.min(8, Math.ceil(rowSize / 64));
   const parts = Math.ceil(rowSize / (64 * run));
   const copies = range(run).map((r) => {
     const guard = rowSize % (64 * run) === 0 ? "" : `if (begin + ${64 * r}u < ${rowSize}u) `;
-    return `${guard}{ y[to + begin + ${64 * r}u] = x[first + begin + ${64 * r}u]; }`;
+    const stored = `let stored = x[first + begin + ${64 * r}u];`;
+    return `${guard}{ ${stored} y[to + begin + ${64 * r}u] = ${form.decoded}; }`;
   });
   const code = /* wgsl */ `
-${declareBindings(bindings, { indices: "u32", state: "f32" })}
+${declareBindings(bindings, types)}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -47,14 +57,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   if (id >= ${batch * parts}u) { return; }
   let b = id / ${parts}u;
   let begin = (id % ${parts}u) * ${64 * run}u + local;
-  let row = indices[(u32(state[0]) % ${steps}u) * ${batch}u + b];
-  if (row < ${firstRow}u || row >= ${firstRow + rows}u) { return; }
-  let first = (row - ${firstRow}u) * ${rowSize}u;
+  let row = indices[(u32(state[0]) % ${steps}u) * ${batch}u + b] - place[0];
+  if (row >= place[1]) { return; }
+  let first = row * ${rowSize}u;
   let to = b * ${rowSize}u;
+  ${form.setup}
   ${copies.join("\n  ")}
 }`;
   const grid = grid1d(batch * parts, 1);
-  return { label: `gather_batch ${batch}x${rowSize}`, code, bindings, grid };
+  return { label: `gather_batch ${batch}x${rowSize} ${format}`, code, bindings, grid };
 }
 
 /** Words of a table that belong to a step. */

@@ -84,6 +84,11 @@ async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): 
   const { files, report } = await run(recipe, inputs, { device, engine, printer, io });
   await writeRunFolder(recipe.out, files);
   printer.note(`wrote ${recipe.out}`);
+  if (report.streamed) {
+    printer.note(
+      "the activations of all samples need more than --memory-budget: kept in host memory",
+    );
+  }
   if (flags.json) return io.stdout(reportJson(report));
   io.stdout(`${networkTable(networkRows(report))}\n`);
   if (report.network.agreement !== null) {

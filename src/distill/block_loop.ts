@@ -4,6 +4,7 @@
 // the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
 // low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
+import { batchTable } from "../data/sampler.ts";
 import type { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
@@ -47,14 +48,14 @@ export async function distillUnits(
   await compileUnits(session, units, steps);
   const frontiers: Frontiers = {
     teacher: new Map([[network.input, samples.train]]),
-    student: new Map([[network.input, quantizeInputs(session, samples.train)]]),
+    student: new Map([[network.input, await quantizeInputs(session, samples.train)]]),
     heldOutTeacher: new Map([[network.input, samples.heldOut]]),
-    heldOutStudent: new Map([[network.input, quantizeInputs(session, samples.heldOut)]]),
+    heldOutStudent: new Map([[network.input, await quantizeInputs(session, samples.heldOut)]]),
   };
   for (const [i, unit] of units.entries()) {
     const teacherPart = partBetween(network.teacher, unit.inputs, unit.outputs);
-    const targets = forward(session, teacherPart, frontiers.teacher);
-    const heldOutTargets = forward(session, teacherPart, frontiers.heldOutTeacher);
+    const targets = await forward(session, teacherPart, frontiers.teacher);
+    const heldOutTargets = await forward(session, teacherPart, frontiers.heldOutTeacher);
     const needed = new Set(units.slice(i + 1).flatMap((later) => later.inputs));
     // The teacher's inputs have served, unless the input mode reads them again.
     const alive = new Set([...needed, ...unit.outputs]);
@@ -82,7 +83,7 @@ export async function distillUnits(
     using values = studentValues(session.device, network, session.student, teacherPart);
     const outputs = needed.size === 0
       ? new Map()
-      : forward(session, teacherPart, frontiers.student, values);
+      : await forward(session, teacherPart, frontiers.student, values);
     move(session, frontiers.student, outputs, needed);
     session.device.trim();
   }
@@ -191,7 +192,8 @@ async function trainUnit(
   const target = targets.get(output)!;
   const { targetVariance } = await compareRows(device, target, target, run.batch);
   const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
-  using batches = new MiniBatches(device, samples.train.rows, run.batch, steps, seed);
+  const table = batchTable(samples.train.rows, run.batch, steps, seed);
+  using batches = new MiniBatches(device, table, run.batch);
   let targetBatch: Tensor | undefined;
   await train({
     ...run,
@@ -221,8 +223,10 @@ function forward(
   part: Part,
   from: Frontier,
   values = session.teacher,
-): Frontier {
-  return advance(session.device, part, values, from, session.batch);
+): Promise<Frontier> {
+  const { device, batch, frontier: { residence, compact } } = session;
+  const storage = (name: string) => compact ? values.rowStorage(name) : "float32";
+  return advance(device, part, values, from, { batch, storage, residence });
 }
 
 /** Held-out outputs of the deployed unit, and their mean squared error. */
@@ -235,7 +239,7 @@ async function deploy(
   const { device, network, samples, student, batch } = session;
   const output = part.outputs[0]!;
   using values = studentValues(device, network, student, part);
-  const outputs = forward(session, part, heldOutStudent, values);
+  const outputs = await forward(session, part, heldOutStudent, values);
   if (samples.heldOut.rows === 0) return { outputs, mse: NaN };
   const { mse } = await compareRows(device, outputs.get(output)!, targets.get(output)!, batch);
   return { outputs, mse };

@@ -3,13 +3,14 @@ import type { NdArray } from "../core/nd_array.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import { Device } from "../gpu/device.ts";
 import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/image_set.ts";
-import { chooseSamples, splitHeldOut } from "../data/sampler.ts";
+import { chooseSamples, type Split, splitHeldOut } from "../data/sampler.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
 import { calibrate } from "./calibrate.ts";
 import { createStudent } from "./create_student.ts";
 import { agreement, layerEnds, measureLayers, predict, topClasses } from "./evaluate.ts";
-import { RowSet } from "./frontier.ts";
+import { type Residence, RowSet } from "./frontier.ts";
+import { placeFrontier } from "./frontier_memory.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
 import { type Network, prepareNetwork } from "./network.ts";
@@ -93,9 +94,14 @@ async function run(
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
   const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
-  const samples = uploadSamples(device, network, data, recipe);
+  const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
+  const split = splitHeldOut(chosen, recipe.heldOut);
+  const trainRows = split.train.length * recipe.augment.copies;
   const fitting = fittingBatch(device, network.trained, recipe.batchSize);
-  const batch = Math.min(fitting, samples.train.rows);
+  const batch = Math.min(fitting, trainRows);
+  const counts = { rows: trainRows + split.heldOut.length, batch };
+  const frontier = placeFrontier(device, network, counts, recipe);
+  const samples = uploadSamples(device, network, data, split, recipe, frontier.residence);
   using teacher = teacherValues(device, network);
   const compiling: CompileOptions = {
     onCompiled: (done, total) => onProgress({ stage: "compile", done, total }),
@@ -124,6 +130,7 @@ async function run(
     samples,
     recipe,
     batch,
+    frontier,
     report: onProgress,
     signal,
     compiling,
@@ -160,6 +167,7 @@ async function run(
       weightBits: recipe.weightBits,
       activationBits: recipe.activationBits,
       seed: recipe.seed,
+      streamed: frontier.residence === "host",
       samples: { train: samples.clean, heldOut: samples.heldOut.rows },
       layers,
       network: { ...classes, sizeBytes: null, weightBytes: weightBytes(frozen) },
@@ -185,16 +193,16 @@ function recogniseData(model: Graph, data: DistillData): RecognisedData {
   };
 }
 
-/** Chooses, normalizes and uploads the calibration inputs, with augmented copies behind the clean ones. */
+/** Normalizes and uploads the calibration inputs, with augmented copies behind the clean ones. */
 function uploadSamples(
   device: Device,
   network: Network,
   { calibration, calibrationLabels }: RecognisedData,
+  split: Split,
   recipe: Recipe,
+  residence: Residence,
 ): Samples {
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
-  const chosen = chooseSamples(calibration.count, recipe.samples, recipe.seed);
-  const split = splitHeldOut(chosen, recipe.heldOut);
   const clean = normalize(calibration, split.train, recipe);
   const { channels } = calibration;
   const black = normalize(
@@ -208,9 +216,11 @@ function uploadSamples(
   ).slice(0, channels);
   const copies = augmentedCopies(clean, calibration, black, recipe.augment, recipe.seed);
   const { length } = split.train;
-  const train = new RowSet(device, length * (1 + copies.length), rowShape, "training inputs");
+  const rows = length * (1 + copies.length);
+  const train = new RowSet(device, rows, rowShape, "training inputs", { residence });
   [clean, ...copies].forEach((rows, i) => train.upload(i * length, rows));
-  const heldOut = new RowSet(device, split.heldOut.length, rowShape, "held-out inputs");
+  const held = split.heldOut.length;
+  const heldOut = new RowSet(device, held, rowShape, "held-out inputs", { residence });
   heldOut.upload(0, normalize(calibration, split.heldOut, recipe));
   return {
     train,

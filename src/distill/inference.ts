@@ -11,7 +11,7 @@ import type { ActivationQParams } from "../graph/quantized_graph.ts";
 import type { ActivationQuantizer, OpContext } from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { Student } from "../quant/student.ts";
-import { type Frontier, RowSet } from "./frontier.ts";
+import { type Frontier, type Residence, RowSet, type RowStorage } from "./frontier.ts";
 import { type Network, nodesBetween, shapesForBatch } from "./network.ts";
 
 /** A part of a channels-last graph between tensors. */
@@ -46,6 +46,7 @@ export class NetworkValues implements Disposable {
   readonly #device: Device;
   readonly #parameters = new Map<string, Tensor>();
   readonly #quantizers = new Map<string, ActivationQuantizer>();
+  readonly #qparams: ReadonlyMap<string, ActivationQParams>;
   readonly #owned: Tensor[] = [];
   /** The quantizer of layers that have none. */
   readonly passThrough: ActivationQuantizer;
@@ -63,6 +64,7 @@ export class NetworkValues implements Disposable {
     this.#device = device;
     this.passThrough = { qparams: device.tensor([4], { label: "no quantizer" }) };
     this.#owned.push(this.passThrough.qparams);
+    this.#qparams = quantizers;
     for (const [name, array] of arrays) {
       const shape = array.shape.length === 0 ? [1] : array.shape;
       const tensor = device.fromArray(shape, array.data as Float32Array, { label: name });
@@ -88,6 +90,11 @@ export class NetworkValues implements Disposable {
   /** Quantizer by tensor name. */
   quantizer(name: string): ActivationQuantizer | undefined {
     return this.#quantizers.get(name);
+  }
+
+  /** How a tensor's rows are stored in few bits: exactly where it carries a quantizer, which has 256 levels at most. */
+  rowStorage(name: string): RowStorage {
+    return this.#qparams.get(name) ?? "float16";
   }
 
   /** Names of the tensors that carry quantizers. */
@@ -178,6 +185,16 @@ export function recordForward(
   return context.values;
 }
 
+/** How {@linkcode advance} runs, and what becomes of the outputs. */
+export interface AdvanceOptions {
+  /** Rows at a time. */
+  readonly batch: number;
+  /** How an output is stored, by name; float32 by default. */
+  readonly storage?: (name: string) => RowStorage;
+  /** Where the outputs lie, on the GPU by default. */
+  readonly residence?: Residence;
+}
+
 /**
  * Runs a part over all rows of its inputs.
  *
@@ -185,16 +202,16 @@ export function recordForward(
  * @param part what to run
  * @param values weights and quantizers
  * @param from its inputs
- * @param batch rows at a time
+ * @param options batch and storage; an output that float16 cannot hold is stored as float32
  * @returns its outputs, as new row sets
  */
-export function advance(
+export async function advance(
   device: Device,
   part: Part,
   values: NetworkValues,
   from: Frontier,
-  batch: number,
-): Frontier {
+  { batch, storage = () => "float32", residence = "gpu" }: AdvanceOptions,
+): Promise<Frontier> {
   const sets = part.inputs.map((name) => {
     const set = from.get(name);
     if (set === undefined) throw new TypeError(`The frontier lacks "${name}"`);
@@ -204,7 +221,7 @@ export function advance(
   const to: Frontier = new Map();
   for (const name of part.outputs) {
     const shape = part.source.shapes.get(name)?.slice(1) ?? [];
-    to.set(name, new RowSet(device, rows, shape, name));
+    to.set(name, new RowSet(device, rows, shape, name, { storage: storage(name), residence }));
   }
   // One plan for all, the last batch partly filled: another batch size would be compiled anew.
   using plan = new Plan(device);
@@ -216,7 +233,14 @@ export function advance(
     const count = Math.min(batch, rows - row);
     for (const [name, set] of sets) set.copyOut(row, count, inputs.get(name)!);
     plan.replay();
-    for (const name of part.outputs) to.get(name)!.copyIn(results.get(name)!, row, count);
+    for (const [name, set] of to) await set.copyIn(results.get(name)!, row, count);
+  }
+  for (const [name, set] of to) {
+    if (await set.isAccurate()) continue;
+    set[Symbol.dispose]();
+    const again = partBetween(part.source, part.inputs, [name]);
+    const [exact] = (await advance(device, again, values, from, { batch, residence })).values();
+    to.set(name, exact!);
   }
   return to;
 }

@@ -46,9 +46,9 @@ export async function compareRows(
     const count = Math.min(batch, output.rows - first);
     using plan = new Plan(device);
     const y = plan.tensor([count, ...output.rowShape], "output");
-    const teacher = plan.tensor(y.shape, "target");
+    const teacher = target === output ? y : plan.tensor(y.shape, "target");
     output.copyOut(first, count, y);
-    target.copyOut(first, count, teacher);
+    if (teacher !== y) target.copyOut(first, count, teacher);
     plan.run(errorSums(rowsAndChannels(y.shape), device.target), { y, teacher, sums });
     plan.replay();
   }

@@ -1,42 +1,47 @@
-// Which samples each training step uses, on the host and on the GPU.
-import { batchTable } from "../data/sampler.ts";
+// The mini-batches of a training run: which rows each step takes, on the host and on the GPU.
 import type { Device } from "../gpu/device.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 
-/** The mini-batches of a training run. */
+/** The rows of every step. */
 export class MiniBatches implements Disposable {
-  /** Samples of a step. */
-  readonly batch: number;
-  readonly steps: number;
-  /** [steps, batch] row numbers. */
-  readonly table: Uint32Array<ArrayBuffer>;
-  /** The table as the kernels of kernels/gather.ts bind it. */
+  /** [steps * batch] row numbers on the GPU. */
   readonly indices: Tensor;
+  /** Rows of a step. */
+  readonly batch: number;
+  /** How many steps there are. */
+  readonly steps: number;
   readonly #device: Device;
+  readonly #table: Uint32Array<ArrayBuffer>;
+  readonly #owned: Tensor[] = [];
 
   /**
-   * @param device where the run trains
-   * @param rows samples to choose from
-   * @param batch samples of a step
-   * @param steps of the run
-   * @param seed of the order
+   * @param device where the row sets are used
+   * @param table [steps * batch] row numbers
+   * @param batch rows of a step
    */
-  constructor(device: Device, rows: number, batch: number, steps: number, seed: number) {
+  constructor(device: Device, table: Uint32Array<ArrayBuffer>, batch: number) {
     this.#device = device;
+    this.#table = table;
     this.batch = batch;
-    this.steps = steps;
-    this.table = batchTable(rows, batch, steps, seed);
-    this.indices = device.uint32(this.table, { label: "mini-batches" });
+    this.steps = table.length / batch;
+    this.indices = this.own(device.uint32(table, { label: "mini-batches" }));
   }
 
   /** Row numbers of a step; after the last comes the first again. */
   rowsOf(step: number): Uint32Array<ArrayBuffer> {
-    const first = step % this.steps * this.batch;
-    return this.table.subarray(first, first + this.batch);
+    const first = (step % this.steps) * this.batch;
+    return this.#table.subarray(first, first + this.batch);
+  }
+
+  /** Keeps a tensor until the mini-batches are disposed of. */
+  own(tensor: Tensor): Tensor {
+    this.#owned.push(tensor);
+    return tensor;
   }
 
   /** Gives the GPU memory back. */
   [Symbol.dispose](): void {
-    this.#device.release(this.indices);
+    for (const tensor of this.#owned) this.#device.release(tensor);
+    this.#owned.length = 0;
   }
 }

@@ -4,6 +4,7 @@
 import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
+import { batchTable } from "../data/sampler.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
@@ -58,8 +59,8 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   );
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
   const weights = await targetWeights(session, tensors, tensorWeight);
-  using batches = new MiniBatches(device, samples.clean, batch, steps, recipe.seed + 1);
-  const { table } = batches;
+  const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
+  using batches = new MiniBatches(device, table, batch);
   const transforms = device.uint32(transformTable(recipe.augment, table.length, recipe.seed), {
     label: "transforms",
   });

@@ -3,6 +3,7 @@
 import { gatherWords } from "../../kernels/gather.ts";
 import { crossEntropy } from "../../kernels/softmax.ts";
 import { type ImageSet, normalize } from "../data/image_set.ts";
+import { batchTable } from "../data/sampler.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Graph } from "../graph/graph.ts";
 import { simplify } from "../graph/simplify.ts";
@@ -76,13 +77,13 @@ export async function trainFloat(
   const rowShape = trained.shapes.get(input)!.slice(1);
   using rows = uploadImages(device, images, rowShape, recipe);
   using constants = new NetworkValues(device, trained.graph.initializers, new Map());
-  using batches = new MiniBatches(device, images.count, batch, steps, recipe.seed);
-  const { table } = batches;
+  const table = batchTable(images.count, batch, steps, recipe.seed);
   const transformWords = transformTable(
     { shift: recipe.shift, flip: false },
     table.length,
     recipe.seed,
   );
+  using batches = new MiniBatches(device, table, batch);
   const words = device.uint32(table.map((index) => labels[index]!), { label: "labels" });
   const transforms = device.uint32(transformWords, { label: "transforms" });
   const black = device.fromArray([images.channels], blackPixel(images, recipe), { label: "black" });

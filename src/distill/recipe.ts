@@ -69,6 +69,8 @@ export interface Recipe {
   readonly inputMode: "student" | "teacher" | "mixed";
   /** Augmented copies of the calibration inputs. */
   readonly augment: AugmentRecipe;
+  /** MiB of GPU memory for the activations of all samples; `null` = the adapter's largest allocation, at least 1024. */
+  readonly memoryBudget: number | null;
   /** Run folder of the command line. */
   readonly out: string | null;
 }
@@ -147,6 +149,10 @@ const recipeSchema = z.strictObject({
     .describe("whose activations a unit trains on"),
   augment: augmentSchema.default({ copies: 2, shift: 4, flip: true }).describe(
     "augmented copies of the calibration inputs",
+  ),
+  memoryBudget: z.int().min(1).nullable().default(null).describe(
+    "MiB of GPU memory for the activations of all samples, which stay in host memory where they need more; " +
+      "null = the adapter's largest allocation, at least 1024",
   ),
   out: path("run folder with the student, its weights, recipe.json and report.json"),
 });

@@ -70,6 +70,8 @@ export interface Report {
   readonly activationBits: number;
   /** Seed of every random choice. */
   readonly seed: number;
+  /** Whether the activations of all samples were kept in host memory, because they need more than memoryBudget. */
+  readonly streamed: boolean;
   /** Calibration inputs trained on, and held out. */
   readonly samples: { readonly train: number; readonly heldOut: number };
   /** Every layer with weights, in execution order. */

@@ -4,6 +4,7 @@ import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Student } from "../quant/student.ts";
 import { RowSet } from "./frontier.ts";
+import type { FrontierPlace } from "./frontier_memory.ts";
 import { NetworkValues } from "./inference.ts";
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import type { Network } from "./network.ts";
@@ -46,6 +47,8 @@ export interface Session {
   readonly recipe: Recipe;
   /** Samples that fit in one step. */
   readonly batch: number;
+  /** How the activations of all samples are kept. */
+  readonly frontier: FrontierPlace;
   readonly report: (progress: Progress) => void;
   readonly signal?: AbortSignal | undefined;
   /** How kernels are compiled ahead. */
@@ -64,14 +67,19 @@ export type Method = (session: Session) => Promise<void>;
  * @param rows inputs of the network
  * @returns a new row set
  */
-export function quantizeInputs({ device, network, student, batch }: Session, rows: RowSet): RowSet {
-  const result = new RowSet(device, rows.rows, rows.rowShape, `quantized ${network.input}`);
+export async function quantizeInputs(
+  { device, network, student, batch, frontier: { residence, compact } }: Session,
+  rows: RowSet,
+): Promise<RowSet> {
   const state = student.activations.get(network.input);
   using values = new NetworkValues(
     device,
     new Map(),
     new Map(state ? [[network.input, state]] : []),
   );
+  const storage = compact && state ? state : "float32";
+  const label = `quantized ${network.input}`;
+  const result = new RowSet(device, rows.rows, rows.rowShape, label, { storage, residence });
   for (let first = 0; first < rows.rows; first += batch) {
     const count = Math.min(batch, rows.rows - first);
     using plan = new Plan(device);
@@ -79,7 +87,7 @@ export function quantizeInputs({ device, network, student, batch }: Session, row
     rows.copyOut(first, count, x);
     const y = fakeQuantizeInput(plan, x, values.quantizer(network.input));
     plan.replay();
-    result.copyIn(y, first, count);
+    await result.copyIn(y, first, count);
   }
   return result;
 }

@@ -48,4 +48,7 @@ export class KernelSurvey extends Plan {
 
   /** Does nothing: there is nothing to copy. */
   override copy(): void {}
+
+  /** Does nothing: there are no replays. */
+  override beforeReplay(): void {}
 }

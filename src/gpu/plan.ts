@@ -22,6 +22,7 @@ export interface Recorder {
 export class Plan implements Recorder, Disposable {
   readonly device: Device;
   readonly #work: ((replay: number) => Command)[] = [];
+  readonly #preparations: ((replay: number) => void)[] = [];
   #replays = 0;
   readonly #owned = new Set<GPUBuffer>();
   readonly #free: Tensor[] = [];
@@ -95,15 +96,27 @@ export class Plan implements Recorder, Disposable {
   }
 
   /**
+   * Has something done on the queue before each replay, such as an upload, which waits for nothing.
+   *
+   * @param prepare called with the number of the replay: 0, 1, 2, ..
+   */
+  beforeReplay(prepare: (replay: number) => void): void {
+    this.#preparations.push(prepare);
+  }
+
+  /**
    * Runs the recorded work.
    *
    * @param times how often
    * @param timesPerSubmit how many of them share a submit
    */
   replay(times = 1, timesPerSubmit = 1): void {
-    for (let done = 0; done < times; done += timesPerSubmit) {
+    // What is prepared for a replay must not come before the submit of the one before.
+    const most = this.#preparations.length > 0 ? 1 : timesPerSubmit;
+    for (let done = 0; done < times; done += most) {
+      for (const prepare of this.#preparations) prepare(this.#replays);
       const commands: Command[] = [];
-      for (let i = done; i < Math.min(done + timesPerSubmit, times); i++) {
+      for (let i = done; i < Math.min(done + most, times); i++) {
         commands.push(...this.commands);
         this.#replays++;
       }

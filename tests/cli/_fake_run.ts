@@ -68,6 +68,7 @@ function fakeReport(
     weightBits,
     activationBits,
     seed,
+    streamed: recipe.memoryBudget !== null,
     samples: { train, heldOut: 0 },
     layers: [],
     network: {

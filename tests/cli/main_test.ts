@@ -56,6 +56,16 @@ Deno.test("main() distils, writes the run folder and prints the table", () =>
     assert.equal(report.network.sizeBytes.int8, onnx.size);
   }));
 
+Deno.test("main() says in one line when activations were kept in host memory", () =>
+  withFiles(async (folder) => {
+    const line = /\nthe activations .* need more than --memory-budget: kept in host memory\n/;
+    const streamed = await runMain([...FLAGS, "--memory-budget", "1"], folder);
+    assert.match(streamed.stderr, line);
+    const resident = await runMain(FLAGS, folder);
+    assert.equal(resident.code, 0, resident.stderr);
+    assert.doesNotMatch(resident.stderr, line);
+  }));
+
 Deno.test("main() repeats a run from its recipe.json alone, from any folder; flags override it", () =>
   withFiles(async (folder) => {
     await runMain([...FLAGS, "--seed", "5", "--augment-copies", "3"], folder);

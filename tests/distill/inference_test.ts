@@ -36,14 +36,15 @@ Deno.test("advance() runs parts over all rows, the last batch smaller", async ()
     using values = teacherValues(device, NETWORK);
     using x = new RowSet(device, rows, [4, 4, 3], "x");
     x.upload(0, data);
-    const first = advance(
+    const first = await advance(
       device,
       partBetween(teacher, ["x"], ["r"]),
       values,
       new Map([["x", x]]),
-      3,
+      { batch: 3 },
     );
-    const second = advance(device, partBetween(teacher, ["r"], ["e", "y"]), values, first, 4);
+    const next = partBetween(teacher, ["r"], ["e", "y"]);
+    const second = await advance(device, next, values, first, { batch: 4 });
     for (const [name, set] of [...first, ...second]) {
       const all = device.tensor([rows, ...set.rowShape]);
       set.copyOut(0, rows, all);
@@ -53,10 +54,38 @@ Deno.test("advance() runs parts over all rows, the last batch smaller", async ()
       device.release(all);
       set[Symbol.dispose]();
     }
-    assert.throws(
-      () => advance(device, partBetween(teacher, ["r"], ["y"]), values, new Map(), 4),
+    await assert.rejects(
+      () => advance(device, next, values, new Map(), { batch: 4 }),
       { name: "TypeError", message: 'The frontier lacks "r"' },
     );
+  }
+  assert.equal(device.liveBytes, start);
+});
+
+Deno.test("advance() stores as float32 what float16 cannot hold", async () => {
+  const device = await testDevice();
+  const { teacher } = NETWORK;
+  const start = device.liveBytes;
+  {
+    using values = teacherValues(device, NETWORK);
+    for (const [size, halves] of [[1, true], [1e5, false]] as const) {
+      using x = new RowSet(device, 5, [4, 4, 3], "x");
+      x.upload(0, Float32Array.from(randomArray(2, 5 * 48, { scale: size })));
+      const from = new Map([["x", x]]);
+      const part = partBetween(teacher, ["x"], ["r"]);
+      const [exact, stored] = [
+        await advance(device, part, values, from, { batch: 3 }),
+        await advance(device, part, values, from, { batch: 3, storage: () => "float16" }),
+      ].map((frontier) => frontier.get("r")!);
+      assert.equal(stored!.rowBytes, exact!.rowBytes / (halves ? 2 : 1));
+      const [a, b] = [device.tensor([5, 4, 4, 5]), device.tensor([5, 4, 4, 5])];
+      exact!.copyOut(0, 5, a);
+      stored!.copyOut(0, 5, b);
+      const rtol = halves ? 2 ** -10 : 0;
+      assertClose(await device.read(b), await device.read(a), { rtol, atol: 2 ** -14 }, `${size}`);
+      for (const set of [exact!, stored!]) set[Symbol.dispose]();
+      for (const tensor of [a, b]) device.release(tensor);
+    }
   }
   assert.equal(device.liveBytes, start);
 });

@@ -31,6 +31,7 @@ const REPORT: Report = {
   weightBits: 4,
   activationBits: 4,
   seed: 0,
+  streamed: false,
   samples: { train: 896, heldOut: 128 },
   layers: [layer("conv1", 20), layer("conv2", 10, true), layer("exact", Infinity)],
   network: {

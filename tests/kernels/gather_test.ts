@@ -19,8 +19,10 @@ forEachTarget("gatherBatch() collects rows from several chunks", async (device) 
     const state = device.fromArray([16], [step, ...Array(15).fill(0)]);
     chunks.forEach((x, i) => {
       const [firstRow, rows] = CHUNKS[i]!;
-      const kernel = gatherBatch({ batch: BATCH, rowSize: 6, firstRow, rows, steps: 2 });
-      device.run(kernel, { x, indices, state, y });
+      const place = device.uint32(Uint32Array.of(firstRow, rows));
+      const kernel = gatherBatch({ batch: BATCH, rowSize: 6, steps: 2, format: "float32" });
+      device.run(kernel, { x, place, indices, state, y });
+      device.release(place);
     });
     const rows = [...INDICES.subarray(table * BATCH, (table + 1) * BATCH)];
     const expected = rows.flatMap((row) => [...set.subarray(row * size, (row + 1) * size)]);
@@ -37,8 +39,9 @@ Deno.test("gatherBatch() leaves rows of other chunks as they are", async () => {
   const indices = device.uint32(Uint32Array.of(3, 4, 1, 2));
   const state = device.tensor([16]);
   const y = device.fromArray([4, 4], new Float32Array(16).fill(-1));
-  const kernel = gatherBatch({ batch: 4, rowSize: 1, firstRow: 2, rows: 2, steps: 1 });
-  device.run(kernel, { x, indices, state, y });
+  const place = device.uint32(Uint32Array.of(2, 2));
+  const kernel = gatherBatch({ batch: 4, rowSize: 1, steps: 1, format: "float32" });
+  device.run(kernel, { x, place, indices, state, y });
   assert.deepEqual([...await device.read(y)], [
     5,
     6,
