@@ -4,7 +4,7 @@ import { ndArray } from "../../src/core/nd_array.ts";
 import { chooseSamples, splitHeldOut } from "../../src/data/sampler.ts";
 import { normalize } from "../../src/data/image_set.ts";
 import { augmentedCopies } from "../../src/distill/augmentation.ts";
-import { learningRates } from "../../src/distill/block_loop.ts";
+import { learningRates, UNIT_BATCH } from "../../src/distill/block_loop.ts";
 import { batchNormPolicy, DEFAULT_RECIPE } from "../../src/distill/recipe.ts";
 import { batchNormLiveSteps } from "../../src/distill/training.ts";
 import { encodeNpy } from "../../src/formats/npy.ts";
@@ -129,9 +129,10 @@ function recipeJob(name: string, bits: number): RecipeJob {
     weightBits: bits,
     activationBits: bits,
     steps,
+    batch: UNIT_BATCH,
     batchNorm: batchNormPolicy(recipe),
     liveSteps: batchNormLiveSteps(recipe, steps),
-    rates: learningRates({ recipe }),
+    rates: learningRates(recipe, UNIT_BATCH),
   };
 }
 

@@ -77,6 +77,8 @@ export interface RecipeJob {
   readonly activationBits: number;
   /** Steps of a unit. */
   readonly steps: number;
+  /** Images of a step. */
+  readonly batch: number;
   /** Batch norm of the student while it trains. */
   readonly batchNorm: "live" | "frozen" | "folded";
   /** Steps of a unit in which live batch norm uses the statistics of the batch. */

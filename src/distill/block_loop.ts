@@ -15,7 +15,7 @@ import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
 import { shapesForBatch } from "./network.ts";
-import { batchNormPolicy } from "./recipe.ts";
+import type { Recipe } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
 import { batchNormLiveSteps, stepKernels, train } from "./training.ts";
 
@@ -35,7 +35,7 @@ interface Frontiers {
  * @param session the session; its student is improved in place
  * @param stage name for progress
  * @param units units of the folded channels-last graph, in execution order
- * @param steps training steps of each unit
+ * @param steps training steps of a unit
  */
 export async function distillUnits(
   session: Session,
@@ -63,11 +63,14 @@ export async function distillUnits(
     if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
     const start = await deploy(session, teacherPart, frontiers, heldOutTargets);
     const restore = snapshot(session.student, teacherPart);
+    const ownSteps = recipe.steps ?? stepsFor(steps, start.mse / start.targetVariance);
     await trainUnit(session, unit, frontiers, targets, {
-      steps,
+      steps: ownSteps,
       seed: recipe.seed + i,
-      onStep: (done, loss) =>
-        session.report({ stage, unit: unit.name, done: i * steps + done, total, loss }),
+      onStep: (step, loss) => {
+        const done = Math.round((i + step / ownSteps) * steps);
+        session.report({ stage, unit: unit.name, done, total, loss });
+      },
     });
     const trained = await deploy(session, teacherPart, frontiers, heldOutTargets);
     const rollBack = samples.heldOut.rows > 0 && !(trained.mse < start.mse);
@@ -89,42 +92,63 @@ export async function distillUnits(
   }
 }
 
-/** Rates for layers whose batch norm trains beside the weights. */
-const LIVE_RATES: LearningRates = {
-  weights: 0.02,
-  weightScales: 2e-3,
-  activationScales: 5e-3,
-  biases: 1e-3,
-};
+/** Error of a unit over the variance of its target from which it gets all of its steps. */
+const LARGE_ERROR = 0.01;
 
-/** Rates for layers without batch norm; coarse grids need twice as much. */
-const FOLDED_RATES: LearningRates = {
+/**
+ * Steps that a unit's start is worth: where rounding costs little there is little to win.
+ *
+ * @param steps all there are
+ * @param error of the unit as calibrated, over the variance of its target; NaN when nothing is held out to measure it
+ * @returns a quarter of the steps, two, three, or all
+ */
+export function stepsFor(steps: number, error: number): number {
+  if (!(error < LARGE_ERROR)) return steps;
+  return Math.ceil(steps * Math.max(1, Math.ceil(4 * Math.sqrt(error / LARGE_ERROR))) / 4);
+}
+
+/**
+ * Inputs of a unit's step: many small steps reach a low error sooner than few large ones, and on a CPU an input costs
+ * the same in either.
+ */
+export const UNIT_BATCH = 16;
+
+function unitBatch({ batch, recipe, samples }: Session): number {
+  return Math.min(batch, recipe.batchSize ?? UNIT_BATCH, samples.train.rows);
+}
+
+/** Learning rates at {@linkcode UNIT_BATCH}. */
+const RATES: LearningRates = {
   weights: 0.01,
   weightScales: 1e-3,
   activationScales: 2e-3,
   biases: 1e-3,
 };
 
-/** Learning rates of the recipe; its own number scales all of them. */
-export function learningRates({ recipe }: Pick<Session, "recipe">): LearningRates {
-  const { learningRate, weightBits, activationBits, weightQuantizer } = recipe;
-  const folded = batchNormPolicy(recipe) === "folded";
-  const rates = folded ? FOLDED_RATES : LIVE_RATES;
-  const coarse = folded && weightQuantizer !== "softRounding" &&
-    Math.min(weightBits, activationBits) < 4;
-  const base = weightQuantizer === "softRounding" ? 0.01 : rates.weights;
-  const factor = learningRate === null ? (coarse ? 2 : 1) : learningRate / base;
+/**
+ * Learning rates of a unit.
+ *
+ * @param recipe its own number scales all of them
+ * @param batch inputs of a step: a mean over more of them allows larger steps (Malladi et al. 2022, for Adam)
+ * @returns the rates
+ */
+export function learningRates(recipe: Pick<Recipe, "learningRate">, batch: number): LearningRates {
+  const { learningRate } = recipe;
+  const factor = learningRate === null
+    ? Math.sqrt(batch / UNIT_BATCH)
+    : learningRate / RATES.weights;
   return {
-    weights: base * factor,
-    weightScales: rates.weightScales * factor,
-    activationScales: rates.activationScales * factor,
-    biases: rates.biases * factor,
+    weights: RATES.weights * factor,
+    weightScales: RATES.weightScales * factor,
+    activationScales: RATES.activationScales * factor,
+    biases: RATES.biases * factor,
   };
 }
 
 /** What every training run of a unit has, whatever its inputs are. */
 function unitTraining(session: Session, unit: Block, steps: number) {
-  const { device, network, recipe, samples, student } = session;
+  const { device, network, recipe, student } = session;
+  const batch = unitBatch(session);
   return {
     device,
     student,
@@ -132,8 +156,8 @@ function unitTraining(session: Session, unit: Block, steps: number) {
     layers: layersOf(session, unit),
     constants: session.teacher,
     steps,
-    batch: Math.min(session.batch, samples.train.rows),
-    rates: learningRates(session),
+    batch,
+    rates: learningRates(recipe, batch),
     weightQuantizer: recipe.weightQuantizer,
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep: new Set(unit.outputs),
@@ -229,20 +253,29 @@ function forward(
   return advance(device, part, values, from, { batch, storage, residence });
 }
 
-/** Held-out outputs of the deployed unit, and their mean squared error. */
+/** Held-out outputs of the deployed unit, their mean squared error, and the variance of what they should be. */
 async function deploy(
   session: Session,
   part: Part,
   { heldOutStudent }: Frontiers,
   targets: Frontier,
-): Promise<{ readonly outputs: Frontier; readonly mse: number }> {
+): Promise<{
+  readonly outputs: Frontier;
+  readonly mse: number;
+  readonly targetVariance: number;
+}> {
   const { device, network, samples, student, batch } = session;
   const output = part.outputs[0]!;
   using values = studentValues(device, network, student, part);
   const outputs = await forward(session, part, heldOutStudent, values);
-  if (samples.heldOut.rows === 0) return { outputs, mse: NaN };
-  const { mse } = await compareRows(device, outputs.get(output)!, targets.get(output)!, batch);
-  return { outputs, mse };
+  if (samples.heldOut.rows === 0) return { outputs, mse: NaN, targetVariance: NaN };
+  const { mse, targetVariance } = await compareRows(
+    device,
+    outputs.get(output)!,
+    targets.get(output)!,
+    batch,
+  );
+  return { outputs, mse, targetVariance };
 }
 
 /** Remembers the state of a part; the result puts it back. */

@@ -54,6 +54,8 @@ export interface DistillOptions {
   readonly teacherClasses?: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>;
 }
 
+/** Samples that go through a network at a time unless the recipe says otherwise. */
+const BATCH = 64;
 /** Samples used to choose the activations' ranges. */
 const CALIBRATION_SAMPLES = 256;
 
@@ -97,7 +99,7 @@ async function run(
   const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);
   const trainRows = split.train.length * recipe.augment.copies;
-  const fitting = fittingBatch(device, network.trained, recipe.batchSize);
+  const fitting = fittingBatch(device, network.trained, recipe.batchSize ?? BATCH);
   const batch = Math.min(fitting, trainRows);
   const counts = { rows: trainRows + split.heldOut.length, batch };
   const frontier = placeFrontier(device, network, counts, recipe);

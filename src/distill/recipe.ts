@@ -47,8 +47,8 @@ export interface Recipe {
   readonly steps: number | null;
   /** Whole-network steps behind the units; `null` = chosen by the bits. */
   readonly networkSteps: number | null;
-  /** Inputs of one training step. */
-  readonly batchSize: number;
+  /** Inputs of one training step; `null` = the method's own. */
+  readonly batchSize: number | null;
   /** Of the weights, in units of the layer's rms; `null` = the method's own. */
   readonly learningRate: number | null;
   /** Of every random choice. */
@@ -127,7 +127,8 @@ const recipeSchema = z.strictObject({
     .describe("training steps of a unit; null = the method's own"),
   networkSteps: z.int().min(0).nullable().default(null)
     .describe("whole-network steps behind the units; null = chosen by the bits"),
-  batchSize: z.int().min(1).max(4096).default(64).describe("inputs of one training step"),
+  batchSize: z.int().min(1).max(4096).nullable().default(null)
+    .describe("inputs of one training step; null = the method's own"),
   learningRate: z.number().positive().nullable().default(null)
     .describe("of the weights, in units of the layer's rms; null = the method's own"),
   seed: z.int().min(0).max(0xffffffff).default(0).describe("of every random choice"),

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { FormatError } from "../../src/core/errors.ts";
-import { learningRates } from "../../src/distill/block_loop.ts";
+import { learningRates, stepsFor } from "../../src/distill/block_loop.ts";
 import {
   batchNormPolicy,
   checkRecipePart,
@@ -102,12 +102,20 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ method: "qat", batchNorm: "live" }), "live");
 });
 
-Deno.test("learningRates() doubles on coarse grids, and follows the recipe's own rate", () => {
-  const rates = (changes: Partial<Recipe>) => learningRates({ recipe: parseRecipe(changes) });
-  const fine = rates({ weightBits: 4, activationBits: 4 });
-  const coarse = rates({ weightBits: 3, activationBits: 4 });
-  assert.deepEqual(Object.values(coarse), Object.values(fine).map((rate) => 2 * rate));
-  const own = rates({ weightBits: 3, activationBits: 4, learningRate: 3 * fine.weights });
-  assert.equal(own.weights, 3 * fine.weights);
-  assert.ok(Math.abs(own.biases / fine.biases - 3) < 1e-12);
+Deno.test("learningRates() grow with the root of the batch, and follow the recipe's own rate", () => {
+  const rates = (batch: number, changes: Partial<Recipe> = {}) =>
+    learningRates(parseRecipe({ weightBits: 4, activationBits: 4, ...changes }), batch);
+  const small = rates(16);
+  assert.deepEqual(Object.values(rates(64)), Object.values(small).map((rate) => 2 * rate));
+  const own = rates(64, { learningRate: 3 * small.weights });
+  assert.equal(own.weights, 3 * small.weights);
+  assert.ok(Math.abs(own.biases / small.biases - 3) < 1e-12);
+});
+
+Deno.test("stepsFor() gives fewer steps to units that lose little, in quarters", () => {
+  assert.deepEqual(
+    [NaN, 1, 0.01, 0.009, 0.0057, 0.0056, 0.002, 1e-4, 0].map((error) => stepsFor(100, error)),
+    [100, 100, 100, 100, 100, 75, 50, 25, 25],
+  );
+  assert.equal(stepsFor(3, 0), 1);
 });

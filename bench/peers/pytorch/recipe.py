@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from protocol import say_row
 from resnet20 import folded_network, images_of, labels_of, shortcut, trained_network
 
-BATCH = 64
 FIRST_LAST_BITS = 8
 WARMUP = 0.05
 MOMENTUM = 0.05
@@ -246,7 +245,7 @@ def train_unit(mode, unit, x, y, recipe):
     # Rows of pixels first: a gathered batch then has the layout of its source.
     rows = [t.permute(0, 2, 3, 1) if t.dim() == 4 else t for t in (x, y)]
     batch = lambda indices: [t[indices].permute(0, 3, 1, 2) if t.dim() == 4 else t[indices] for t in rows]
-    table = batch_table(len(x), steps).to(mode.device)
+    table = batch_table(len(x), steps, recipe["batch"]).to(mode.device)
     unit.train()
     run, running_live = None, None
     for t in range(steps):
@@ -289,10 +288,10 @@ def set_rates(optimizer, rates):
             group["lr"] = rate
 
 
-def batch_table(count, steps):
-    """[steps, 64]: epoch after epoch in a new random order."""
-    epochs = math.ceil(steps * BATCH / count)
-    return torch.cat([torch.randperm(count) for _ in range(epochs)])[: steps * BATCH].view(steps, BATCH)
+def batch_table(count, steps, batch):
+    """[steps, batch]: epoch after epoch in a new random order."""
+    epochs = math.ceil(steps * batch / count)
+    return torch.cat([torch.randperm(count) for _ in range(epochs)])[: steps * batch].view(steps, batch)
 
 
 def outputs(function, x):

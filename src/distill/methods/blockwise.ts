@@ -7,7 +7,7 @@ import type { Method } from "../session.ts";
 import { networkStage, type NetworkStageOptions } from "./network_stage.ts";
 
 /** Steps of a block unless the recipe says otherwise. */
-const BLOCK_STEPS = 100;
+const BLOCK_STEPS = 200;
 
 /** Distils each block against the teacher's block, then the network against the teacher. */
 export const blockwise: Method = async (session) => {
