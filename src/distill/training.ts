@@ -119,6 +119,8 @@ const ROUNDING = { roundingWarmup: 0.2, roundingBetaStart: 20, roundingBetaEnd: 
 const ROUNDING_REGULARIZER = 1e-4;
 /** Steps between two looks at the loss. */
 const STEPS_PER_LOOK = 10;
+/** A submit costs as much as several dispatches; the adapter begins once the first is in. */
+const STEPS_PER_SUBMIT = 5;
 
 /**
  * Steps in which batch norm uses the statistics of the batch.
@@ -211,7 +213,7 @@ export async function trainParameters(
     await device.breathe();
     run.signal?.throwIfAborted();
     const next = Math.min(STEPS_PER_LOOK, steps - done);
-    plan.replay(next);
+    plan.replay(next, STEPS_PER_SUBMIT);
     done += next;
     history = await device.read(memory.losses);
     const loss = totalLoss(history, done - 1, run.terms);

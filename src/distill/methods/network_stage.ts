@@ -21,16 +21,21 @@ export interface NetworkStageOptions {
   readonly blockWeight: number;
 }
 
+/** Inputs of a step for which the base rates were measured. */
+const BASE_BATCH = 64;
+
 /**
  * Learning rates of whole-network training, relative to those measured as a base.
  *
- * @param session the session; the recipe's own learning rate scales all of them
+ * @param session the session; the recipe's own learning rate scales all of them, else the root of the batch does
  * @param factor of the base
  * @returns weights, weight scales, activation scales, biases
  */
-export function networkRates({ recipe }: Session, factor: number): LearningRates {
+export function networkRates({ batch, recipe }: Session, factor: number): LearningRates {
   const base = 5e-3;
-  const scale = recipe.learningRate === null ? factor : recipe.learningRate / base;
+  const scale = recipe.learningRate === null
+    ? factor * Math.sqrt(batch / BASE_BATCH)
+    : recipe.learningRate / base;
   return {
     weights: base * scale,
     weightScales: 1e-3 * scale,
