@@ -1,8 +1,8 @@
 // Unit after unit: the student's unit learns to give what the teacher's gives, on inputs that come from the student's
 // own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse
-// on held-out inputs than its PTQ start is rolled back. The recipe: straight-through latent weights with learned scales,
-// the error measured behind the unit's output quantizer and divided by the target's variance, batch norm folded or, at
-// low bits, live at first.
+// on held-out inputs than its PTQ start, the better of nearest and compensated rounding, is rolled back. The recipe:
+// straight-through latent weights with learned scales, the error measured behind the unit's output quantizer and divided
+// by the target's variance, batch norm folded or, at low bits, live at first.
 import { mixTensors } from "../../kernels/mix.ts";
 import { batchTable } from "../data/sampler.ts";
 import type { Plan } from "../gpu/plan.ts";
@@ -10,6 +10,7 @@ import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
 import type { Student } from "../quant/student.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
+import { compensateLayers } from "./compensate.ts";
 import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
@@ -46,24 +47,30 @@ export async function distillUnits(
   const { network, samples, recipe } = session;
   const total = units.length * steps;
   await compileUnits(session, units, steps);
+  // Augmented copies and the teacher's outputs on training samples are for training only.
+  const seen = steps > 0 ? samples.train.rows : samples.clean;
   const frontiers: Frontiers = {
     teacher: new Map([[network.input, samples.train]]),
-    student: new Map([[network.input, await quantizeInputs(session, samples.train)]]),
+    student: new Map([[network.input, await quantizeInputs(session, samples.train, seen)]]),
     heldOutTeacher: new Map([[network.input, samples.heldOut]]),
     heldOutStudent: new Map([[network.input, await quantizeInputs(session, samples.heldOut)]]),
   };
   for (const [i, unit] of units.entries()) {
     const teacherPart = partBetween(network.teacher, unit.inputs, unit.outputs);
-    const targets = await forward(session, teacherPart, frontiers.teacher);
+    const targets: Frontier = steps > 0
+      ? await forward(session, teacherPart, frontiers.teacher)
+      : new Map();
     const heldOutTargets = await forward(session, teacherPart, frontiers.heldOutTeacher);
     const needed = new Set(units.slice(i + 1).flatMap((later) => later.inputs));
     // The teacher's inputs have served, unless the input mode reads them again.
     const alive = new Set([...needed, ...unit.outputs]);
     move(session, frontiers.heldOutTeacher, heldOutTargets, alive);
     if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
-    const start = await deploy(session, teacherPart, frontiers, heldOutTargets);
+    const start = await deployStart(session, teacherPart, frontiers, heldOutTargets);
     const restore = snapshot(session.student, teacherPart);
-    const ownSteps = recipe.steps ?? stepsFor(steps, start.mse / start.targetVariance);
+    const ownSteps = recipe.steps === steps
+      ? steps
+      : stepsFor(steps, start.mse / start.targetVariance);
     await trainUnit(session, unit, frontiers, targets, {
       steps: ownSteps,
       seed: recipe.seed + i,
@@ -73,7 +80,7 @@ export async function distillUnits(
       },
     });
     const trained = await deploy(session, teacherPart, frontiers, heldOutTargets);
-    const rollBack = samples.heldOut.rows > 0 && !(trained.mse < start.mse);
+    const rollBack = steps > 0 && samples.heldOut.rows > 0 && !(trained.mse < start.mse);
     if (rollBack) {
       restore();
       for (const layer of layersOf(session, unit)) session.rolledBack.add(layer);
@@ -253,17 +260,20 @@ function forward(
   return advance(device, part, values, from, { batch, storage, residence });
 }
 
-/** Held-out outputs of the deployed unit, their mean squared error, and the variance of what they should be. */
+/** Held-out outputs of a deployed unit, their mean squared error, and the variance of what they should be. */
+interface Deployed {
+  readonly outputs: Frontier;
+  readonly mse: number;
+  readonly targetVariance: number;
+}
+
+/** Runs the deployed unit. */
 async function deploy(
   session: Session,
   part: Part,
   { heldOutStudent }: Frontiers,
   targets: Frontier,
-): Promise<{
-  readonly outputs: Frontier;
-  readonly mse: number;
-  readonly targetVariance: number;
-}> {
+): Promise<Deployed> {
   const { device, network, samples, student, batch } = session;
   const output = part.outputs[0]!;
   using values = studentValues(device, network, student, part);
@@ -276,6 +286,25 @@ async function deploy(
     batch,
   );
   return { outputs, mse, targetVariance };
+}
+
+/** As {@linkcode deploy}, before training: with compensated rounding if that is asked for and better. */
+async function deployStart(
+  session: Session,
+  part: Part,
+  frontiers: Frontiers,
+  targets: Frontier,
+): Promise<Deployed> {
+  const nearest = await deploy(session, part, frontiers, targets);
+  if (session.recipe.weightRounding === "nearest") return nearest;
+  const restore = snapshot(session.student, part);
+  await compensateLayers(session, part, frontiers.student);
+  const compensated = await deploy(session, part, frontiers, targets);
+  const worse = session.samples.heldOut.rows > 0 && !(compensated.mse < nearest.mse);
+  if (worse) restore();
+  const [kept, dropped] = worse ? [nearest, compensated] : [compensated, nearest];
+  for (const set of dropped.outputs.values()) set[Symbol.dispose]();
+  return kept;
 }
 
 /** Remembers the state of a part; the result puts it back. */

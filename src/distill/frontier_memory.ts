@@ -24,7 +24,7 @@ export interface SampleCounts {
 }
 
 /** A recipe's choices that memory depends on. */
-type MemoryRecipe = Pick<Recipe, "method" | "memoryBudget">;
+type MemoryRecipe = Pick<Recipe, "method" | "memoryBudget" | "weightRounding">;
 
 /** How the rows of all samples are kept. */
 export interface FrontierPlace {
@@ -65,12 +65,12 @@ export function placeFrontier(
   device: Pick<Device, "limits" | "target">,
   network: Network,
   counts: SampleCounts,
-  { method, memoryBudget }: MemoryRecipe,
+  { memoryBudget, ...recipe }: MemoryRecipe,
 ): FrontierPlace {
   const budget = memoryBudget === null
     ? Math.max(device.limits.maxBufferSize, LEAST_DEFAULT)
     : memoryBudget * MEBIBYTE;
-  const units = unitsOf(network, method);
+  const units = unitsOf(network, recipe);
   if (device.target.family === "software") {
     const { all } = frontierBytes(network, units, counts, FLOAT32);
     if (all <= Math.min(budget, MOST_FLOAT32)) return { residence: "gpu", compact: false };
@@ -123,7 +123,11 @@ export function frontierBytes(
   return { all: rows * (all + inputs), batch: batch * Math.max(most, inputs) };
 }
 
-function unitsOf({ teacher: { graph } }: Network, method: Recipe["method"]): Block[] {
+function unitsOf(
+  { teacher: { graph } }: Network,
+  { method, weightRounding }: Omit<MemoryRecipe, "memoryBudget">,
+): Block[] {
   if (method === "blockwise") return cutIntoBlocks(graph);
-  return method === "layerwise" ? partitionIntoLayers(graph) : [];
+  const layers = method === "layerwise" || (method === "ptq" && weightRounding === "gptq");
+  return layers ? partitionIntoLayers(graph) : [];
 }

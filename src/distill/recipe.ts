@@ -57,6 +57,8 @@ export interface Recipe {
   readonly weightObserver: "mse" | "minmax";
   /** Integer codes a weight channel may use. */
   readonly weightGrid: "symmetric" | "flip" | "offset" | "auto";
+  /** How the weights' codes start: the nearest, or with each rounding error compensated by the weights after it. */
+  readonly weightRounding: "nearest" | "gptq";
   /** What of a weight's rounding is learned. */
   readonly weightQuantizer: "lsq" | "ste" | "softRounding";
   /** How the activations' ranges start. */
@@ -136,6 +138,10 @@ const recipeSchema = z.strictObject({
     .describe("how the weights' scales start"),
   weightGrid: z.enum(["symmetric", "flip", "offset", "auto"]).default("auto")
     .describe('integer codes a weight channel may use; "auto" = flip below 8 bits'),
+  weightRounding: z.enum(["nearest", "gptq"]).default("nearest")
+    .describe(
+      'how the weights\' codes start; "gptq" = later weights make up for each rounding error',
+    ),
   weightQuantizer: z.enum(["lsq", "ste", "softRounding"]).default("lsq")
     .describe("what of a weight's rounding is learned"),
   activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
@@ -270,6 +276,13 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
     return {
       key: "calibrationLabels",
       detail: 'method "qat" trains with labels, expected a file of them',
+    };
+  }
+  const { method, weightRounding } = recipe;
+  if (weightRounding === "gptq" && (method === "qat" || method === "joint")) {
+    return {
+      key: "weightRounding",
+      detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,
     };
   }
   return undefined;

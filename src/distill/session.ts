@@ -65,11 +65,13 @@ export type Method = (session: Session) => Promise<void>;
  *
  * @param session the session
  * @param rows inputs of the network
+ * @param count how many of them, from the first on
  * @returns a new row set
  */
 export async function quantizeInputs(
   { device, network, student, batch, frontier: { residence, compact } }: Session,
   rows: RowSet,
+  count = rows.rows,
 ): Promise<RowSet> {
   const state = student.activations.get(network.input);
   using values = new NetworkValues(
@@ -79,15 +81,15 @@ export async function quantizeInputs(
   );
   const storage = compact && state ? state : "float32";
   const label = `quantized ${network.input}`;
-  const result = new RowSet(device, rows.rows, rows.rowShape, label, { storage, residence });
-  for (let first = 0; first < rows.rows; first += batch) {
-    const count = Math.min(batch, rows.rows - first);
+  const result = new RowSet(device, count, rows.rowShape, label, { storage, residence });
+  for (let first = 0; first < count; first += batch) {
+    const size = Math.min(batch, count - first);
     using plan = new Plan(device);
-    const x = plan.tensor([count, ...rows.rowShape], network.input);
-    rows.copyOut(first, count, x);
+    const x = plan.tensor([size, ...rows.rowShape], network.input);
+    rows.copyOut(first, size, x);
     const y = fakeQuantizeInput(plan, x, values.quantizer(network.input));
     plan.replay();
-    await result.copyIn(y, first, count);
+    await result.copyIn(y, first, size);
   }
   return result;
 }

@@ -41,7 +41,7 @@ Deno.test("placeFrontier() goes to host memory when the budget is too small, and
       { limits: { maxBufferSize } as GPUSupportedLimits, target: { family, subgroupSize: 8 } },
       NETWORK,
       { rows, batch },
-      { method: "blockwise", memoryBudget },
+      { method: "blockwise", weightRounding: "nearest", memoryBudget },
     );
   const need = Math.ceil(1000 * (INPUT + X + B) / 2 ** 20);
   const onGpu = { residence: "gpu", compact: true }, inHost = { residence: "host", compact: true };
@@ -50,6 +50,15 @@ Deno.test("placeFrontier() goes to host memory when the budget is too small, and
   assert.deepEqual(choose(null), onGpu);
   assert.deepEqual(choose(null, 100_000), inHost);
   assert.deepEqual(choose(null, 100_000, 50, 2 ** 32), onGpu);
+  // compensated rounding goes through the layers; PTQ alone keeps the inputs only
+  const ptq = (weightRounding: "nearest" | "gptq") =>
+    placeFrontier(
+      { limits: { maxBufferSize: 0 } as GPUSupportedLimits, target: { family, subgroupSize: 8 } },
+      NETWORK,
+      { rows: 1000, batch: 50 },
+      { method: "ptq", weightRounding, memoryBudget: need - 1 },
+    );
+  assert.deepEqual([ptq("nearest"), ptq("gptq")], [onGpu, inHost]);
   // a CPU takes float32, 8 bytes instead of 3, as long as that is below the budget and 512 MiB
   family = "software";
   const float32 = (rows: number) => Math.ceil(rows * (INPUT + (X + B) * 8 / 3) / 2 ** 20);

@@ -66,6 +66,11 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     [{ mean: [1, 2], std: [1, 2, 3] }, /mean: found 2 numbers but std has 3/],
     [{ labels: "y.npy" }, "labels: labels were given but nothing to evaluate"],
     [{ method: "qat", calibration: "x.npy" }, /calibrationLabels: method "qat" trains with labels/],
+    [{ weightRounding: "gptx" }, 'weightRounding: found "gptx", expected one of nearest, gptq'],
+    [
+      { method: "joint", weightRounding: "gptq" },
+      'weightRounding: found "gptq" with method "joint", expected ptq, layerwise or blockwise',
+    ],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],
