@@ -1,6 +1,7 @@
 // Observers of a tensor for post-training quantization: minimum and maximum (running or moving average, per tensor or
 // per channel). x: [rows, C]; padded channels are not looked at.
-// Range of a tensor: range: [minimum, maximum, batches seen, 0], all zero before the first batch.
+// Range of a tensor: range: [minimum, maximum, batches seen, 0] and [minimum, maximum, 0, 0] as moving averages, all zero
+// before the first batch.
 import { literal } from "./activation.ts";
 import {
   type Binding,
@@ -21,24 +22,21 @@ export interface ObserverSpec {
   readonly channels: number;
 }
 
-/** How the range follows the batches. */
+/** How the moving averages follow the batches. */
 export interface MinMaxObserverSpec extends ObserverSpec {
-  /** c of the moving average m += c (batch - m); without it the range is that of all batches. */
-  readonly averaging?: number;
+  /** c of m += c (batch - m). */
+  readonly averaging: number;
 }
 
 /**
- * Takes a batch into the range.
+ * Takes a batch into the range of all batches and into the moving one.
  *
- * Bindings: x (read), range (read_write, [4]).
+ * Bindings: x (read), range (read_write, [8]).
  */
 export function minMaxObserver(spec: MinMaxObserverSpec, target: Target): KernelSequence {
   const { rows, channels, averaging } = spec;
   const quads = padded(channels) / 4;
   const plan = planChunks(rows * quads, 1, target);
-  const next = averaging === undefined
-    ? "vec2f(min(seen.x, batch.x), max(seen.y, batch.y))"
-    : `seen.xy + ${literal(averaging)} * (batch - seen.xy)`;
   const reduce = reductionKernel({
     label: `min_max_observer reduce ${plan.chunks}`,
     bindings: [{ name: "partials", access: "read" }, { name: "range", access: "read_write" }],
@@ -51,7 +49,13 @@ export function minMaxObserver(spec: MinMaxObserverSpec, target: Target): Kernel
     -max(max(value0.x, value0.y), max(value0.z, value0.w)),
     max(max(value1.x, value1.y), max(value1.z, value1.w)));
   let seen = range[0];
-  range[0] = vec4f(select(${next}, batch, seen.z == 0.0), seen.z + 1.0, 0.0);`,
+  let moving = range[1].xy;
+  let all = vec2f(min(seen.x, batch.x), max(seen.y, batch.y));
+  let isFirst = seen.z == 0.0;
+  range[0] = vec4f(select(all, batch, isFirst), seen.z + 1.0, 0.0);
+  range[1] = vec4f(select(moving + ${
+      literal(averaging)
+    } * (batch - moving), batch, isFirst), 0.0, 0.0);`,
   }, target);
   return {
     kernels: [extremes(`min_max_observer ${rows}x${channels}`, spec, plan, 1), reduce],

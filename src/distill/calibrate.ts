@@ -107,13 +107,10 @@ async function observe(
       plan.replay();
     }
   };
-  const ranges = tensors.map((name) => device.tensor([4], { label: `range ${name}` }));
-  const moving = tensors.map((name) => device.tensor([4], { label: `range ${name}` }));
+  const ranges = tensors.map((name) => device.tensor([8], { label: `range ${name}` }));
   const observeRange: TensorObserver = (plan, x, i) => {
-    const spec = rowsAndChannels(x.shape);
+    const spec = { ...rowsAndChannels(x.shape), averaging: MOVING_AVERAGE };
     plan.run(minMaxObserver(spec, device.target), { x, range: ranges[i]! });
-    const averaging = MOVING_AVERAGE;
-    plan.run(minMaxObserver({ ...spec, averaging }, device.target), { x, range: moving[i]! });
   };
   const counts = tensors.map((name) =>
     device.uint32(new Uint32Array(BINS), { label: `histogram ${name}` })
@@ -131,12 +128,13 @@ async function observe(
   run(count);
   const result = new Map<string, TensorStatistics>();
   for (const [i, name] of tensors.entries()) {
-    const [min = NaN, max = NaN] = await device.read(ranges[i]!);
-    const [movingMin = NaN, movingMax = NaN] = await device.read(moving[i]!);
+    const [min = NaN, max = NaN, , , movingMin = NaN, movingMax = NaN] = await device.read(
+      ranges[i]!,
+    );
     const bins = Float64Array.from(await device.readUint32(counts[i]!));
     const counted = { low: min, high: max, counts: bins };
     result.set(name, { min, max, movingMin, movingMax, histogram: counted });
   }
-  for (const tensor of [...ranges, ...moving, ...counts]) device.release(tensor);
+  for (const tensor of [...ranges, ...counts]) device.release(tensor);
   return result;
 }
