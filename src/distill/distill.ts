@@ -120,7 +120,7 @@ async function run(
   const student = createStudent(network, activations, recipe);
   onProgress({ stage: "calibrate", done: total, total });
   const judged = samples.heldOut.rows > 0 ? samples.heldOut : samples.train;
-  const before = await measureLayers(device, network, teacher, student, judged);
+  const before = await measureLayers(device, network, teacher, student, judged, compiling);
   const calibrated = performance.now();
 
   const rolledBack = new Set<string>();

@@ -1,5 +1,7 @@
 // What the finished student is worth: classes on an evaluation set beside the teacher's, and the error of every layer.
+import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
+import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -119,6 +121,7 @@ export function agreement(a: ArrayLike<number>, b: ArrayLike<number>): number {
  * @param teacher the teacher's values
  * @param student the student
  * @param images inputs of the network
+ * @param compiling how kernels are compiled ahead; without it they are compiled as they are needed
  * @returns errors by layer (node name): of the tensor that the layer's step gives
  */
 export async function measureLayers(
@@ -127,6 +130,7 @@ export async function measureLayers(
   teacher: NetworkValues,
   student: Student,
   images: RowSet,
+  compiling?: CompileOptions,
 ): Promise<Map<string, Measured>> {
   const ends = layerEnds(network);
   const part = partBetween(network.teacher, [network.input], [network.output]);
@@ -135,12 +139,9 @@ export async function measureLayers(
   const sums = new Map(
     Array.from(ends.keys(), (name) => [name, device.tensor([16], { label: `errors ${name}` })]),
   );
-  for (let row = 0; row + batch <= images.rows; row += batch) {
-    // Recorded anew for each batch: there are few, and the pipelines are cached.
-    using plan = new Plan(device);
+  const keep = new Set(ends.values());
+  const record = (plan: Plan): Tensor => {
     const x = plan.tensor([batch, ...images.rowShape], network.input);
-    images.copyOut(row, batch, x);
-    const keep = new Set(ends.values());
     const input = fakeQuantizeInput(plan, x, values.quantizer(network.input));
     const targets = recordForward(plan, part, teacher, new Map([[network.input, x]]), keep);
     const outputs = recordForward(plan, part, values, new Map([[network.input, input]]), keep);
@@ -152,6 +153,17 @@ export async function measureLayers(
         sums: sums.get(name)!,
       });
     }
+    return x;
+  };
+  if (compiling) {
+    using survey = new KernelSurvey(device);
+    record(survey);
+    await device.compileAhead(survey.kernels, compiling);
+  }
+  using plan = new Plan(device);
+  const x = record(plan);
+  for (let row = 0; row + batch <= images.rows; row += batch) {
+    images.copyOut(row, batch, x);
     plan.replay();
   }
   const result = new Map<string, Measured>();
