@@ -221,7 +221,7 @@ async function trainUnit(
   if (run.layers.length === 0 || steps === 0) return;
   const output = unit.outputs[0]!;
   const target = targets.get(output)!;
-  const { targetVariance } = await compareRows(device, target, target, run.batch);
+  const { targetVariance } = await compareRows(device, target, target, session.batch);
   const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
   const table = batchTable(samples.train.rows, run.batch, steps, seed);
   using batches = new MiniBatches(device, table, run.batch);
