@@ -2,9 +2,8 @@
 // the stride most phases have no taps (three of four under a pointwise convolution of stride 2), and one kernel
 // writes them all, neighbouring channels by neighbouring lanes.
 import type { TapConvolution } from "./conv2d_plan.ts";
-import { declareBindings, flatIndex, grid1d, type Kernel, padded, range } from "./kernel.ts";
-
-const WORKGROUP = 64;
+import { flatKernel, write } from "./flat_kernel.ts";
+import { type Kernel, padded, range } from "./kernel.ts";
 
 /** Positions of an invocation, neighbours in a row. */
 const RUN = 4;
@@ -42,23 +41,14 @@ export function zeroPhases(label: string, phases: readonly TapConvolution[]): Ke
       return guards.length > 0 ? `  if (${guards.join(" && ")}) { ${store} }` : `  ${store}`;
     });
   });
-  const bindings = [{ name: outputName, access: "read_write" }] as const;
-  const code = /* wgsl */ `${declareBindings(bindings)}
-
-@compute @workgroup_size(${WORKGROUP})
-fn main(
-  @builtin(workgroup_id) workgroup: vec3u,
-  @builtin(num_workgroups) groups: vec3u,
-  @builtin(local_invocation_index) local: u32,
-) {
-  let flat = ${flatIndex(WORKGROUP)};
-  if (flat >= ${invocations}u) { return; }
-  let channel = flat % ${vectors}u;
-  let b = flat / ${vectors}u % ${across}u * ${RUN}u;
-  let a = flat / ${vectors * across}u % ${down}u;
-  let n = flat / ${vectors * across * down}u;
-${stores.join("\n")}
-}
-`;
-  return { label, code, bindings, grid: grid1d(invocations, WORKGROUP) };
+  return flatKernel({
+    label,
+    size: invocations,
+    bindings: [write(outputName)],
+    body: `let channel = i % ${vectors}u;
+  let b = i / ${vectors}u % ${across}u * ${RUN}u;
+  let a = i / ${vectors * across}u % ${down}u;
+  let n = i / ${vectors * across * down}u;
+${stores.join("\n")}`,
+  });
 }

@@ -2,6 +2,7 @@
 // atomics. On a CPU adapter an atomic costs as much as forty additions: there every invocation counts for itself, and a
 // second kernel adds the counts up.
 import { literal } from "./activation.ts";
+import { flatKernel, read, write } from "./flat_kernel.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -117,20 +118,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
 
 /** counts += the sum of all counters' partials. */
 function sumOfCounts(bins: number, counters: number): Kernel {
-  const bindings: Binding[] = [
-    { name: "partials", access: "read" },
-    { name: "counts", access: "read_write" },
-  ];
-  const code = /* wgsl */ `${declareBindings(bindings, { partials: "u32", counts: "u32" })}
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3u) {
-  if (id.x >= ${bins}u) { return; }
-  var sum = counts[id.x];
+  return flatKernel({
+    label: `histogram sum ${bins}`,
+    size: bins,
+    bindings: [read("partials"), write("counts")],
+    types: { partials: "u32", counts: "u32" },
+    body: `var sum = counts[i];
   for (var counter = 0u; counter < ${counters}u; counter++) {
-    sum += partials[counter * ${bins}u + id.x];
+    sum += partials[counter * ${bins}u + i];
   }
-  counts[id.x] = sum;
-}
-`;
-  return { label: `histogram sum ${bins}`, code, bindings, grid: grid1d(bins, 64) };
+  counts[i] = sum;`,
+  });
 }

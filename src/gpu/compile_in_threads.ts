@@ -2,6 +2,7 @@
 // for a large kernel, and keep the result on disk: several threads, each with a device of its own, fill that cache, and
 // the device that runs the kernels takes them from there.
 import type { Kernel } from "../../kernels/kernel.ts";
+import { mayStartWorker } from "../core/worker_source.ts";
 
 const MOST_THREADS = 4;
 
@@ -40,7 +41,7 @@ export async function compileInThreads(
     done++;
     if (!isCached(kernel, performance.now() - start)) break;
   }
-  const threads = mayStartThreads()
+  const threads = mayStartWorker(WORKER)
     ? Math.min(navigator.hardwareConcurrency, MOST_THREADS, queue.length)
     : 0;
   await Promise.all(Array.from({ length: threads }, async () => {
@@ -58,12 +59,6 @@ function wasQuick({ code }: Kernel, milliseconds: number): boolean {
 }
 
 const WORKER = new URL("./shader_worker.ts", import.meta.url);
-
-/** Starting a thread from a file would otherwise ask the user for the permission to read it. */
-function mayStartThreads(): boolean {
-  return WORKER.protocol !== "file:" ||
-    Deno.permissions.querySync({ name: "read", path: WORKER }).state === "granted";
-}
 
 /** A worker that compiles one kernel at a time. */
 class CompilerThread implements Disposable {

@@ -2,8 +2,9 @@
 import { basename, join } from "node:path";
 import { FormatError } from "../core/errors.ts";
 import { type NdArray, ndArray } from "../core/nd_array.ts";
+import { mayStartWorker } from "../core/worker_source.ts";
 import { decodeImageAs } from "./image_channels.ts";
-import { ImagePool, mayStartWorkers } from "./image_pool.ts";
+import { IMAGE_WORKER, ImagePool } from "./image_pool.ts";
 import { readRegularFile } from "./regular_file.ts";
 
 /** How a folder is read. */
@@ -53,7 +54,7 @@ export async function readImageFolder(
   const rest = paths.slice(1);
   const [height = 0, width = 0] = first.shape;
   const workers = options.workers ??
-    (await mayStartWorkers() ? usefulWorkers(names.length, height * width) : 0);
+    (mayStartWorker(IMAGE_WORKER) ? usefulWorkers(names.length, height * width) : 0);
   let index = 0;
   for await (const image of decodeFiles(rest, channels, workers)) {
     const path = rest[index++]!; // one image a path

@@ -19,7 +19,8 @@ export interface DecodedImage {
 /** Jobs of a worker at a time: one at work, one that waits. */
 const JOBS = 2;
 
-const SOURCE = new URL("./image_worker.ts", import.meta.url);
+/** The threads' module. */
+export const IMAGE_WORKER = new URL("./image_worker.ts", import.meta.url);
 
 type Answer = (image: DecodedImage | null) => void;
 
@@ -71,15 +72,8 @@ export class ImagePool {
   }
 }
 
-/** Whether this process may read the threads' source; asking first saves the user a message about it. */
-export async function mayStartWorkers(): Promise<boolean> {
-  if (SOURCE.protocol !== "file:") return true;
-  const { state } = await Deno.permissions.query({ name: "read", path: SOURCE });
-  return state === "granted";
-}
-
 function startThread(): Thread {
-  const worker = new Worker(SOURCE, { type: "module" });
+  const worker = new Worker(IMAGE_WORKER, { type: "module" });
   const thread: Thread = { worker, waiting: [], failed: false };
   worker.onmessage = ({ data }: MessageEvent<DecodedImage | null>) =>
     thread.waiting.shift()?.(data);

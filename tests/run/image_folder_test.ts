@@ -2,8 +2,9 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { encode as encodePng } from "fast-png";
 import { FormatError } from "../../src/core/errors.ts";
+import { mayStartWorker } from "../../src/core/worker_source.ts";
 import { readImageFolder, usefulWorkers } from "../../src/run/image_folder.ts";
-import { ImagePool, mayStartWorkers } from "../../src/run/image_pool.ts";
+import { IMAGE_WORKER, ImagePool } from "../../src/run/image_pool.ts";
 
 /** A folder of small PNG images of three colours; image i of `count` holds i in its first byte. */
 async function inFolder(count: number, body: (folder: string) => Promise<void>): Promise<void> {
@@ -152,7 +153,7 @@ Deno.test("readImageFolder() works where workers may not start", {
       await readImageFolder(ALLOWED, 3, { workers: 2 }),
     ];
     assert.deepEqual(helped, alone);
-    assert.equal(await mayStartWorkers(), false);
+    assert.equal(mayStartWorker(IMAGE_WORKER), false);
   } finally {
     await Deno.remove(ALLOWED, { recursive: true });
   }
