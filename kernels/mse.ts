@@ -31,34 +31,46 @@ export interface MeanSquaredErrorSpec extends SquaredErrorTerm {
   /** Product of all axes but the last. */
   readonly rows: number;
   readonly channels: number;
+  /** p of the error |y - teacher|^p; default 2. */
+  readonly exponent?: number;
+  /**
+   * Errors count by the binding `importance`: one of each element, [rows, channels], or one of so many rows in
+   * succession, [rows / importance, 1].
+   */
+  readonly importance?: "element" | number;
 }
 
 /**
- * loss = scale * weight * mean((y - teacher)^2), dy = 2 scale weight (y - teacher) / count, count = rows * channels.
+ * loss = scale * weight * mean(importance * |y - teacher|^p) over count = rows * channels elements,
+ * dy = p scale weight importance |y - teacher|^(p - 1) sign(y - teacher) / count.
  *
- * Bindings: y, teacher, weight ([1], e.g. 1 / variance of the teacher's), state (read), dy (write), losses (write, f32,
- * [historySize * terms]; element (t % historySize) * terms + term).
+ * Bindings: y, teacher, weight ([1], e.g. 1 / variance of the teacher's), importance if there is one, state (read), dy
+ * (write), losses (write, f32, [historySize * terms]; element (t % historySize) * terms + term).
  */
 export function meanSquaredError(spec: MeanSquaredErrorSpec, target: Target): KernelSequence {
-  const { rows, channels, scale } = spec;
-  const total = rows * padded(channels) / 4;
+  const { rows, channels, scale, exponent = 2, importance } = spec;
+  const quads = padded(channels) / 4, total = rows * quads;
   const plan = planChunks(total, 1, target);
+  const weighted = importance !== undefined;
   const bindings: Binding[] = [
-    ...reads("y", "teacher", "weight"),
+    ...reads("y", "teacher", "weight", ...(weighted ? ["importance"] : [])),
     ...writes("dy", "partials"),
   ];
+  const counted = importance === "element"
+    ? "importance[row]"
+    : `importance[row / ${quads * (importance ?? 1)}u].x`;
   const code = /* wgsl */ `${declareBindings(bindings, { weight: "f32" })}
 ${ENTRY_POINT} {
   let chunk = ${flatIndex(64)};
   if (chunk >= ${plan.chunks}u) { return; }
-  let factor = weight[0] * ${literal(2 * scale / (rows * channels))};
+  let factor = weight[0] * ${literal(exponent * scale / (rows * channels))};
   var sum = vec4f(0.0);
   ${
     forEachRow(
       plan,
       `let error = y[row] - teacher[row];
-    sum = fma(error, error, sum);
-    dy[row] = factor * error;`,
+    ${weighted ? `let counted = ${counted} * error;` : "let counted = error;"}
+    ${powerTerms(exponent)}`,
     )
   }
   partials[chunk] = sum;
@@ -74,8 +86,20 @@ ${ENTRY_POINT} {
   };
 }
 
+/** WGSL of |error|^p added to `sum` and its derivative over p stored; without a branch, |0|^x is 0. */
+function powerTerms(exponent: number): string {
+  if (exponent === 2) {
+    return `sum = fma(counted, error, sum);
+    dy[row] = factor * counted;`;
+  }
+  return `let power = pow(abs(error), vec4f(${literal(exponent - 2)}));
+    let slope = select(counted * power, vec4f(0.0), error == vec4f(0.0));
+    sum = fma(slope, error, sum);
+    dy[row] = factor * slope;`;
+}
+
 /**
- * Sums squared errors and keeps scale * weight * mean in the loss history.
+ * Sums errors and keeps scale * weight * mean in the loss history.
  *
  * @param spec the tensors and the term
  * @param chunks vec4s to sum

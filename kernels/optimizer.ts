@@ -1,6 +1,7 @@
 // Optimizers over one flat buffer of parameters, one dispatch a step: Adam (Kingma, Ba 2015), AdamW (Loshchilov,
 // Hutter 2019), SGD with (Nesterov) momentum as PyTorch writes it. `parameters`, `gradients` and the moments have `size`
-// floats; `learning_rates` has one rate per 64 floats, times state[1] (schedule.ts); a rate of 0 freezes its floats.
+// floats; `learning_rates` has for every 64 of them [a, b, decay, 0]: the rate a * state[1] + b (schedule.ts), and the
+// decoupled weight decay. Floats without a rate are frozen.
 import { literal } from "./activation.ts";
 import {
   type Binding,
@@ -22,25 +23,19 @@ export interface AdamSpec {
   readonly beta1: number;
   readonly beta2: number;
   readonly epsilon: number;
-  /** Default 0. */
-  readonly weightDecay?: number;
-  /** True decays the parameters directly (AdamW), false adds to the gradient (L2); default false. */
-  readonly decoupled?: boolean;
 }
 
 /**
- * m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p -= lr (m / c1) / (sqrt(v / c2) + epsilon).
+ * m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p -= lr decay p, p -= lr (m / c1) / (sqrt(v / c2) + epsilon).
  *
  * Bindings: parameters, moment1, moment2 (read_write), gradients, learning_rates, state (read).
  */
 export function adam(spec: AdamSpec, _target: Target): Kernel {
-  const { size, beta1, beta2, epsilon, weightDecay = 0, decoupled = false } = spec;
-  const decay = literal(weightDecay);
+  const { size, beta1, beta2, epsilon } = spec;
   return optimizer(`adam ${size}`, size, ["moment1", "moment2"], {
     setup: `let correction1 = 1.0 / state[2];
   let correction2 = 1.0 / sqrt(state[3]);`,
-    update: `${weightDecay !== 0 && !decoupled ? `g = fma(vec4f(${decay}), p, g);` : ""}
-    ${weightDecay !== 0 && decoupled ? `p *= 1.0 - rate * ${decay};` : ""}
+    update: `p *= 1.0 - rate * rates.z;
     let m = ${literal(beta1)} * moment1[i] + ${literal(1 - beta1)} * g;
     let v = ${literal(beta2)} * moment2[i] + ${literal(1 - beta2)} * g * g;
     moment1[i] = m;
@@ -56,23 +51,22 @@ export interface SgdSpec {
   readonly size: number;
   readonly momentum: number;
   readonly nesterov: boolean;
-  readonly weightDecay: number;
 }
 
 /**
- * g += weightDecay p, m = momentum m + g, p -= lr (nesterov ? g + momentum m : m).
+ * g += decay p, m = momentum m + g, p -= lr (nesterov ? g + momentum m : m).
  *
  * Bindings: parameters, moment1 (read_write), gradients, learning_rates, state (read). Without momentum there is no
  * moment1.
  */
 export function sgd(spec: SgdSpec, _target: Target): Kernel {
-  const { size, nesterov, weightDecay } = spec;
+  const { size, nesterov } = spec;
   const momentum = literal(spec.momentum);
   const step = nesterov ? `fma(vec4f(${momentum}), m, g)` : "m";
   const moments = spec.momentum === 0 ? [] : ["moment1"];
   return optimizer(`sgd ${size}`, size, moments, {
     setup: "",
-    update: `${weightDecay === 0 ? "" : `g = fma(vec4f(${literal(weightDecay)}), p, g);`}
+    update: `g = fma(vec4f(rates.z), p, g);
     ${
       spec.momentum === 0
         ? "parameters[i] = p - rate * g;"
@@ -103,7 +97,7 @@ function optimizer(
     { name: "learning_rates", access: "read" },
     { name: "state", access: "read" },
   ];
-  const code = /* wgsl */ `${declareBindings(bindings, { learning_rates: "f32", state: "f32" })}
+  const code = /* wgsl */ `${declareBindings(bindings, { state: "f32" })}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
     @builtin(local_invocation_index) local: u32) {
@@ -114,9 +108,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
     range(4).map((part) => {
       return `{
     let i = first + ${part * 64}u;
-    let base_rate = select(0.0, learning_rates[i / 16u], i < arrayLength(&parameters));
-    if (base_rate != 0.0) {
-      let rate = base_rate * factor;
+    let rates = select(vec4f(0.0), learning_rates[i / 16u], i < arrayLength(&parameters));
+    if (rates.x != 0.0 || rates.y != 0.0) {
+      let rate = fma(rates.x, factor, rates.y);
       var p = parameters[i];
       var g = gradients[i];
       ${update}

@@ -1,11 +1,14 @@
 // The state that every training kernel reads, kept on the GPU so that a recorded step replays without uploads:
 // state: array<f32, 16> = [0] step number, [1] learning-rate factor, [2] 1 - beta1^(t+1), [3] 1 - beta2^(t+1),
-// [4] 1 while batch norm uses batch statistics, [5] exponent of the rounding regulariser, [6] 1 while it is on.
+// [4] 1 while batch norm uses batch statistics, [5] exponent of the rounding regulariser, [6] 1 while it is on,
+// [7] seed of random choices, 0 .. 2^24 - 1, which nothing here changes.
 import { literal } from "./activation.ts";
 import { declareBindings, type Kernel, type Target } from "./kernel.ts";
 
 /** Floats of the state buffer. */
 export const STATE_SIZE = 16;
+/** Where the seed is in it. */
+export const STATE_SEED = 7;
 
 /** How the state follows from the step number t = 0 .. steps - 1. */
 export interface ScheduleSpec {

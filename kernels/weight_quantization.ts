@@ -65,6 +65,38 @@ export interface WeightQuantizationSpec {
 }
 
 /**
+ * Sets each row's scale to the smallest that clips none of its weights: max(latent / quantMax, latent / quantMin), where
+ * a bound of 0 counts as 1. A row of zeros keeps its scale.
+ *
+ * Bindings: parameters (read_write, f32), rows (read, u32).
+ */
+export function coverWeights(spec: WeightQuantizationSpec, target: Target): Kernel {
+  return rowKernel({
+    label: `cover_weights ${spec.rows}`,
+    rows: spec.rows,
+    bindings: [
+      { name: "parameters", access: "read_write" },
+      { name: "rows", access: "read" },
+    ],
+    types: { parameters: "f32" },
+    combine: "max",
+    body: `let at = (start + i * stride) * 4u;
+    let latent = vec4f(${range(4).map((lane) => `parameters[at + ${lane}u]`).join(", ")});
+    sum = max(sum, max(latent / max(hi, vec4f(1.0)), -latent / max(-lo, vec4f(1.0))));`,
+    finish: `if (lanes) {
+      ${
+      COMPONENTS.map((lane, i) =>
+        `if (sum.${lane} > 0.0) { parameters[log_scale + ${i}u] = log(sum.${lane}); }`
+      ).join("\n      ")
+    }
+    } else {
+      let largest = max(max(sum.x, sum.y), max(sum.z, sum.w));
+      if (largest > 0.0) { parameters[log_scale] = log(largest); }
+    }`,
+  }, target);
+}
+
+/**
  * w = clamp(round(latent / scale), quantMin, quantMax) * scale.
  *
  * Bindings: parameters (read), rows (read, u32), w (write).
@@ -126,16 +158,22 @@ export interface RowKernelSpec {
   readonly body: string;
   /** Statements once a row, with the final `sum: vec4f`. */
   readonly finish?: string;
+  /** How the sums of invocations combine; default "sum". "max" is for what is never below 0. */
+  readonly combine?: "sum" | "max";
 }
 
 /** One invocation a row on CPU adapters; on GPUs a workgroup of 64 a row, its sums added in a tree. */
 export function rowKernel(spec: RowKernelSpec, target: Target): Kernel {
-  const { label, rows, bindings, body, finish } = spec;
+  const { label, rows, bindings, body, finish, combine = "sum" } = spec;
   const software = target.family === "software";
   const size = software ? Math.max(8, target.subgroupSize) : 64;
   const tree = `for (var half = 32u; half > 0u; half /= 2u) {
     workgroupBarrier();
-    if (local < half) { sums[local] += sums[local + half]; }
+    if (local < half) {
+      sums[local] = ${
+    combine === "sum" ? "sums[local] + sums[local + half]" : "max(sums[local], sums[local + half])"
+  };
+    }
   }`;
   const finishing = finish === undefined ? "" : software ? finish : `sums[local] = sum;
   ${tree}
@@ -165,7 +203,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups
   let output = rows[entry + 3u];
   let stride = rows[entry + 6u];
   let lanes = rows[entry + 7u] != 0u;
-  let logs = parameters[log_scale / 4u];
+  let quad = log_scale / 4u${spec.types?.parameters === "f32" ? " * 4u" : ""};
+  let logs = ${
+    spec.types?.parameters === "f32"
+      ? `vec4f(${range(4).map((i) => `parameters[quad + ${i}u]`).join(", ")})`
+      : "parameters[quad]"
+  };
   let scale = exp(select(vec4f(logs[log_scale % 4u]), logs, lanes));
   let lo = select(vec4f(f32(bitcast<i32>(rows[entry + 4u]))), signed_bytes(rows[entry + 4u]), lanes);
   let hi = select(vec4f(f32(bitcast<i32>(rows[entry + 5u]))), signed_bytes(rows[entry + 5u]), lanes);

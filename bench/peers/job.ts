@@ -4,8 +4,9 @@ import { ndArray } from "../../src/core/nd_array.ts";
 import { chooseSamples, splitHeldOut } from "../../src/data/sampler.ts";
 import { normalize } from "../../src/data/image_set.ts";
 import { augmentedCopies } from "../../src/distill/augmentation.ts";
-import { learningRates, UNIT_BATCH } from "../../src/distill/block_loop.ts";
+import { copiesFor } from "../../src/distill/presets.ts";
 import { batchNormPolicy, DEFAULT_RECIPE } from "../../src/distill/recipe.ts";
+import { BLOCKWISE, learningRates, UNIT_BATCH } from "../../src/distill/stage.ts";
 import { batchNormLiveSteps } from "../../src/distill/training.ts";
 import { encodeNpy } from "../../src/formats/npy.ts";
 import { CIFAR10, readImages, readModel } from "../resnet20.ts";
@@ -132,7 +133,7 @@ function recipeJob(name: string, bits: number): RecipeJob {
     batch: UNIT_BATCH,
     batchNorm: batchNormPolicy(recipe),
     liveSteps: batchNormLiveSteps(recipe, steps),
-    rates: learningRates(recipe, UNIT_BATCH),
+    rates: learningRates(BLOCKWISE, recipe, UNIT_BATCH),
   };
 }
 
@@ -148,7 +149,8 @@ function writeFiles(folder: string, data: string): void {
   }
   const { images, labels } = readImages(data, model, "train");
   const test = readImages(data, model, "test", TEST_IMAGES);
-  const { samples, heldOut, seed, augment } = DEFAULT_RECIPE;
+  const { samples, heldOut, seed } = DEFAULT_RECIPE;
+  const augment = { ...DEFAULT_RECIPE.augment, copies: copiesFor(DEFAULT_RECIPE) };
   const split = splitHeldOut(chooseSamples(images.count, samples, seed), heldOut);
   const clean = normalize(images, split.train, CIFAR10);
   const blackImages = { ...images, count: 1, data: new Uint8Array(images.data.length) };

@@ -84,7 +84,7 @@ export class SmallCnnTraining implements Disposable {
     );
     tape.backward();
     const { values: parameters, gradients } = this.#parameters;
-    const optimizer = { size: layout.size, momentum: 0, nesterov: false, weightDecay: 0 };
+    const optimizer = { size: layout.size, momentum: 0, nesterov: false };
     plan.run(sgd(optimizer, device.target), {
       parameters,
       gradients,

@@ -21,6 +21,7 @@ export class Tape {
   readonly #steps: Step[] = [];
   readonly #tracked = new Set<Tensor>();
   readonly #gradients = new Map<Tensor, Tensor>();
+  readonly #observers = new Map<Tensor, (gradient: Tensor) => void>();
   /** How many tensors have this one as their gradient; it is released with the last. */
   readonly #holders = new Map<Tensor, number>();
 
@@ -105,14 +106,31 @@ export class Tape {
     if (!this.#holders.has(gradient)) this.plan.release(gradient);
   }
 
+  /**
+   * Has the whole gradient of a tensor seen, which must be tracked by then.
+   *
+   * @param tensor the tensor
+   * @param read records kernels that read its gradient
+   */
+  observe(tensor: Tensor, read: (gradient: Tensor) => void): void {
+    this.#observers.set(tensor, read);
+  }
+
   /** Runs the recorded derivatives in reverse; gradients of results must have been given before. */
   backward(): void {
     for (const { output, backward } of this.#steps.toReversed()) {
       const dy = this.#gradients.get(output);
       if (dy === undefined) continue;
+      this.#observers.get(output)?.(dy);
+      this.#observers.delete(output);
       backward(dy);
       this.#drop(output);
     }
+    for (const [tensor, read] of this.#observers) {
+      const gradient = this.#gradients.get(tensor);
+      if (gradient) read(gradient);
+    }
+    this.#observers.clear();
     this.#steps.length = 0;
   }
 

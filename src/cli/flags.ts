@@ -1,14 +1,9 @@
 // The command line of `deno task distill`: one flag for every key of the recipe, and a few of its own.
 import { isAbsolute, resolve } from "node:path";
-import {
-  checkRecipe,
-  checkRecipePart,
-  nearestName,
-  type Recipe,
-  RECIPE_FIELDS,
-  type RecipeField,
-} from "../distill/recipe.ts";
+import { checkRecipe, checkRecipePart, type Recipe, RECIPE_FIELDS } from "../distill/recipe.ts";
+import type { RecipeField } from "../distill/recipe_fields.ts";
 import { VERSION } from "../distill/report.ts";
+import { nearestName } from "../core/nearest_name.ts";
 import { FormatError } from "../core/errors.ts";
 
 /** A wrong flag or value: one line that names it. */
@@ -190,6 +185,7 @@ function unknownFlag(flag: string): UsageError {
 function valueOf(field: RecipeField, flag: string, word: string): unknown {
   if (field.nullable && word === "null") return null;
   if (field.kind === "text") return word;
+  if (field.kind === "texts") return word.split(",");
   const wrong = () =>
     new UsageError(`--${flag}: found ${JSON.stringify(word)}, expected ${field.expected}`);
   if (field.kind === "boolean") {
@@ -207,7 +203,13 @@ function valueOf(field: RecipeField, flag: string, word: string): unknown {
 function placeholder({ key, kind }: RecipeField): string {
   if (key === "out") return "FOLDER";
   if (PATHS.includes(key)) return "FILE";
-  return { text: "NAME", number: "N", numbers: "N,N,..", boolean: "BOOL" }[kind];
+  return {
+    text: "NAME",
+    texts: "NAME,NAME,..",
+    number: "N",
+    numbers: "N,N,..",
+    boolean: "BOOL",
+  }[kind];
 }
 
 function choices({ expected, kind }: RecipeField): string {

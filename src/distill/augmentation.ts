@@ -24,7 +24,7 @@ export function augmentedCopies(
   rows: Float32Array<ArrayBuffer>,
   { height, width, channels }: Pick<ImageSet, "height" | "width" | "channels">,
   black: Float32Array,
-  { copies, shift, flip }: AugmentRecipe,
+  { copies, shift, flip }: Omit<AugmentRecipe, "copies"> & { readonly copies: number },
   seed: number,
 ): Float32Array<ArrayBuffer>[] {
   const rng = new Rng(seed ^ AUGMENT_STREAM);

@@ -1,29 +1,20 @@
 // Unit after unit: the student's unit learns to give what the teacher's gives, on inputs that come from the student's
-// own, already finished, front (or from the teacher). Activations move through the network once. A unit that is worse
-// on held-out inputs than its PTQ start, the better of nearest and compensated rounding, is rolled back. The recipe:
-// straight-through latent weights with learned scales, the error measured behind the unit's output quantizer and divided
-// by the target's variance, batch norm folded or, at low bits, live at first.
-import { mixTensors } from "../../kernels/mix.ts";
-import { batchTable } from "../data/sampler.ts";
-import type { Plan } from "../gpu/plan.ts";
-import type { Tensor } from "../gpu/tensor.ts";
+// own, already finished, front (or from the teacher). Activations move through the network once a stage. A unit that is
+// worse on held-out inputs than its PTQ start, the better of nearest and compensated rounding, is rolled back. How a unit
+// trains is said by the stage (stage.ts).
 import type { Block } from "../graph/blocks.ts";
 import type { Student } from "../quant/student.ts";
-import type { LearningRates } from "../quant/training_parameters.ts";
 import { compensateLayers } from "./compensate.ts";
 import type { Frontier } from "./frontier.ts";
-import { advance, type Part, partBetween, studentValues } from "./inference.ts";
+import { fisherImportance, hessianImportance, type Importance } from "./importance.ts";
+import { advance, type NetworkValues, type Part, partBetween, studentValues } from "./inference.ts";
 import { compareRows } from "./measure.ts";
-import { MiniBatches } from "./mini_batches.ts";
-import { shapesForBatch } from "./network.ts";
-import type { Recipe } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
-import { batchNormLiveSteps, stepKernels, train } from "./training.ts";
-
-const MIX_STREAM = 0x1d3a_71;
+import type { ActivationMode, Stage } from "./stage.ts";
+import { compileUnits, layersOf, trainUnit } from "./unit_training.ts";
 
 /** The four frontiers: training and held-out samples, as the teacher and as the student see them. */
-interface Frontiers {
+export interface Frontiers {
   readonly teacher: Frontier;
   readonly student: Frontier;
   readonly heldOutTeacher: Frontier;
@@ -36,17 +27,18 @@ interface Frontiers {
  * @param session the session; its student is improved in place
  * @param stage name for progress
  * @param units units of the folded channels-last graph, in execution order
- * @param steps training steps of a unit
+ * @param training how each is trained
  */
 export async function distillUnits(
   session: Session,
   stage: string,
   units: readonly Block[],
-  steps: number,
+  training: Stage,
 ): Promise<void> {
   const { network, samples, recipe } = session;
+  const { steps, activations } = training;
   const total = units.length * steps;
-  await compileUnits(session, units, steps);
+  await compileUnits(session, units, training);
   // Augmented copies and the teacher's outputs on training samples are for training only.
   const seen = steps > 0 ? samples.train.rows : samples.clean;
   const frontiers: Frontiers = {
@@ -65,22 +57,25 @@ export async function distillUnits(
     // The teacher's inputs have served, unless the input mode reads them again.
     const alive = new Set([...needed, ...unit.outputs]);
     move(session, frontiers.heldOutTeacher, heldOutTargets, alive);
-    if (recipe.inputMode === "student") move(session, frontiers.teacher, targets, alive);
-    const start = await deployStart(session, teacherPart, frontiers, heldOutTargets);
+    if (training.inputMode === "student") move(session, frontiers.teacher, targets, alive);
+    const start = await deployStart(session, teacherPart, frontiers, heldOutTargets, activations);
     const restore = snapshot(session.student, teacherPart);
-    const ownSteps = recipe.steps === steps
-      ? steps
-      : stepsFor(steps, start.mse / start.targetVariance);
+    const ownSteps = training.adaptive ? stepsFor(steps, start.mse / start.targetVariance) : steps;
+    const importance = await importanceOf(session, unit, training, frontiers, targets, [...alive]);
     await trainUnit(session, unit, frontiers, targets, {
+      ...training,
       steps: ownSteps,
+      importance,
       seed: recipe.seed + i,
       onStep: (step, loss) => {
         const done = Math.round((i + step / ownSteps) * steps);
         session.report({ stage, unit: unit.name, done, total, loss });
       },
     });
-    const trained = await deploy(session, teacherPart, frontiers, heldOutTargets);
-    const rollBack = steps > 0 && samples.heldOut.rows > 0 && !(trained.mse < start.mse);
+    importance?.rows[Symbol.dispose]();
+    const trained = await deploy(session, teacherPart, frontiers, heldOutTargets, activations);
+    const judged = training.rollBack && steps > 0 && samples.heldOut.rows > 0;
+    const rollBack = judged && !(trained.mse < start.mse);
     if (rollBack) {
       restore();
       for (const layer of layersOf(session, unit)) session.rolledBack.add(layer);
@@ -90,7 +85,7 @@ export async function distillUnits(
     move(session, frontiers.teacher, targets, needed);
     move(session, frontiers.heldOutTeacher, heldOutTargets, needed);
     move(session, frontiers.heldOutStudent, kept.outputs, needed);
-    using values = studentValues(session.device, network, session.student, teacherPart);
+    using values = deployedValues(session, teacherPart, activations);
     const outputs = needed.size === 0
       ? new Map()
       : await forward(session, teacherPart, frontiers.student, values);
@@ -114,139 +109,30 @@ export function stepsFor(steps: number, error: number): number {
   return Math.ceil(steps * Math.max(1, Math.ceil(4 * Math.sqrt(error / LARGE_ERROR))) / 4);
 }
 
-/**
- * Inputs of a unit's step: many small steps reach a low error sooner than few large ones, and on a CPU an input costs
- * the same in either.
- */
-export const UNIT_BATCH = 16;
-
-function unitBatch({ batch, recipe, samples }: Session): number {
-  return Math.min(batch, recipe.batchSize ?? UNIT_BATCH, samples.train.rows);
-}
-
-/** Learning rates at {@linkcode UNIT_BATCH}. */
-const RATES: LearningRates = {
-  weights: 0.01,
-  weightScales: 1e-3,
-  activationScales: 2e-3,
-  biases: 1e-3,
-};
-
-/**
- * Learning rates of a unit.
- *
- * @param recipe its own number scales all of them
- * @param batch inputs of a step: a mean over more of them allows larger steps (Malladi et al. 2022, for Adam)
- * @returns the rates
- */
-export function learningRates(recipe: Pick<Recipe, "learningRate">, batch: number): LearningRates {
-  const { learningRate } = recipe;
-  const factor = learningRate === null
-    ? Math.sqrt(batch / UNIT_BATCH)
-    : learningRate / RATES.weights;
-  return {
-    weights: RATES.weights * factor,
-    weightScales: RATES.weightScales * factor,
-    activationScales: RATES.activationScales * factor,
-    biases: RATES.biases * factor,
-  };
-}
-
-/** What every training run of a unit has, whatever its inputs are. */
-function unitTraining(session: Session, unit: Block, steps: number) {
-  const { device, network, recipe, student } = session;
-  const batch = unitBatch(session);
-  return {
-    device,
-    student,
-    part: partBetween(network.trained, unit.inputs, unit.outputs),
-    layers: layersOf(session, unit),
-    constants: session.teacher,
-    steps,
-    batch,
-    rates: learningRates(recipe, batch),
-    weightQuantizer: recipe.weightQuantizer,
-    batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
-    keep: new Set(unit.outputs),
-    terms: 1,
-    signal: session.signal,
-  };
-}
-
-/** Node names of the unit's layers that train. */
-function layersOf({ student }: Session, unit: Block): string[] {
-  return unit.nodes.map((node) => node.name).filter((name) => student.layers.has(name));
-}
-
-/** Has the kernels of all units compiled, whose mini-batches need not exist for that. */
-async function compileUnits(
-  session: Session,
-  units: readonly Block[],
-  steps: number,
-): Promise<void> {
-  if (steps === 0) return;
-  const { device, network, compiling } = session;
-  const kernels = units.filter((unit) => layersOf(session, unit).length > 0).flatMap((unit) => {
-    const run = unitTraining(session, unit, steps);
-    const shapes = shapesForBatch(network.teacher, run.batch);
-    const output = unit.outputs[0]!;
-    const tensor = (plan: Plan, name: string) => plan.tensor(shapes.get(name)!, name);
-    let teacher: Tensor | undefined;
-    return stepKernels({
-      ...run,
-      inputs: (plan) => {
-        teacher = tensor(plan, output);
-        return new Map(unit.inputs.map((name) => [name, tensor(plan, name)]));
-      },
-      tensorErrors: () => new Map([[output, { teacher: teacher!, weight: teacher!, term: 0 }]]),
-    });
-  });
-  await device.compileAhead(kernels, compiling);
-}
-
-async function trainUnit(
+/** What the loss weights a unit's squared errors with. */
+async function importanceOf(
   session: Session,
   unit: Block,
-  frontiers: Frontiers,
+  { loss: { kind }, activations, steps }: Stage,
+  { student, teacher }: Frontiers,
   targets: Frontier,
-  options: {
-    readonly steps: number;
-    readonly seed: number;
-    readonly onStep: (done: number, loss: number) => void;
-  },
-): Promise<void> {
-  const { device, recipe, samples } = session;
-  const { steps, seed, onStep } = options;
-  const run = unitTraining(session, unit, steps);
-  if (run.layers.length === 0 || steps === 0) return;
+  alive: readonly string[],
+): Promise<Importance | undefined> {
+  if (kind === "power" || steps === 0) return undefined;
+  const { network } = session;
   const output = unit.outputs[0]!;
-  const target = targets.get(output)!;
-  const { targetVariance } = await compareRows(device, target, target, session.batch);
-  const weight = device.fromArray([1], [1 / (targetVariance + 1e-8)], { label: "loss weight" });
-  const table = batchTable(samples.train.rows, run.batch, steps, seed);
-  using batches = new MiniBatches(device, table, run.batch);
-  let targetBatch: Tensor | undefined;
-  await train({
-    ...run,
-    onStep,
-    inputs: (plan, state) => {
-      targetBatch = target.recordGather(plan, batches, state, `target ${output}`);
-      const gather = (from: Frontier, name: string) =>
-        from.get(name)!.recordGather(plan, batches, state, name);
-      return new Map(unit.inputs.map((name, i): [string, Tensor] => {
-        if (recipe.inputMode === "teacher") return [name, gather(frontiers.teacher, name)];
-        const a = gather(frontiers.student, name);
-        if (recipe.inputMode === "student") return [name, a];
-        const b = gather(frontiers.teacher, name);
-        const y = plan.tensor(a.shape, name);
-        const mix = { shape: a.shape, probability: 0.5, seed: seed + MIX_STREAM * (i + 1) };
-        plan.run(mixTensors(mix), { a, b, state, y });
-        return [name, y];
-      }));
-    },
-    tensorErrors: () => new Map([[output, { teacher: targetBatch!, weight, term: 0 }]]),
-  });
-  device.release(weight);
+  const ahead: Frontier = new Map([...teacher, ...targets]);
+  const live = [output, ...alive.filter((name) => name !== output && ahead.has(name))];
+  const rest = partBetween(network.teacher, live, [network.output]);
+  if (kind === "hessian") {
+    return (await hessianImportance(session, rest, ahead, [output])).get(output);
+  }
+  const part = partBetween(network.teacher, unit.inputs, unit.outputs);
+  using values = deployedValues(session, part, activations);
+  const outputs = await forward(session, part, student, values);
+  const found = await fisherImportance(session, rest, new Map([...student, ...outputs]), ahead);
+  for (const set of outputs.values()) set[Symbol.dispose]();
+  return found;
 }
 
 function forward(
@@ -258,6 +144,15 @@ function forward(
   const { device, batch, frontier: { residence, compact } } = session;
   const storage = (name: string) => compact ? values.rowStorage(name) : "float32";
   return advance(device, part, values, from, { batch, storage, residence });
+}
+
+/** The student's integers, with its activations quantized unless the stage leaves them float. */
+function deployedValues(
+  { device, network, student }: Session,
+  part: Part,
+  activations: ActivationMode,
+): NetworkValues {
+  return studentValues(device, network, student, part, activations !== "float");
 }
 
 /** Held-out outputs of a deployed unit, their mean squared error, and the variance of what they should be. */
@@ -273,10 +168,11 @@ async function deploy(
   part: Part,
   { heldOutStudent }: Frontiers,
   targets: Frontier,
+  activations: ActivationMode,
 ): Promise<Deployed> {
-  const { device, network, samples, student, batch } = session;
+  const { device, samples, batch } = session;
   const output = part.outputs[0]!;
-  using values = studentValues(device, network, student, part);
+  using values = deployedValues(session, part, activations);
   const outputs = await forward(session, part, heldOutStudent, values);
   if (samples.heldOut.rows === 0) return { outputs, mse: NaN, targetVariance: NaN };
   const { mse, targetVariance } = await compareRows(
@@ -294,12 +190,13 @@ async function deployStart(
   part: Part,
   frontiers: Frontiers,
   targets: Frontier,
+  activations: ActivationMode,
 ): Promise<Deployed> {
-  const nearest = await deploy(session, part, frontiers, targets);
+  const nearest = await deploy(session, part, frontiers, targets, activations);
   if (session.recipe.weightRounding === "nearest") return nearest;
   const restore = snapshot(session.student, part);
   await compensateLayers(session, part, frontiers.student);
-  const compensated = await deploy(session, part, frontiers, targets);
+  const compensated = await deploy(session, part, frontiers, targets, activations);
   const worse = session.samples.heldOut.rows > 0 && !(compensated.mse < nearest.mse);
   if (worse) restore();
   const [kept, dropped] = worse ? [nearest, compensated] : [compensated, nearest];

@@ -8,9 +8,13 @@ import {
   type LayerState,
   Student,
 } from "../quant/student.ts";
-import { searchWeightQParams, type WeightGrid } from "../quant/weight_search.ts";
+import { searchWeightQParams } from "../quant/weight_search.ts";
 import type { Network } from "./network.ts";
+import { weightGridFor } from "./presets.ts";
 import type { Recipe } from "./recipe.ts";
+
+/** What of a recipe matters to the weights' grids. */
+export type WeightRecipe = Pick<Recipe, "method" | "weightGrid" | "weightObserver">;
 
 /**
  * Makes a student.
@@ -23,7 +27,7 @@ import type { Recipe } from "./recipe.ts";
 export function createStudent(
   network: Network,
   activations: readonly ActivationState[],
-  recipe: Pick<Recipe, "weightGrid" | "weightObserver">,
+  recipe: WeightRecipe,
 ): Student {
   const layers: LayerState[] = [];
   for (const [name, bits] of network.weightBits) {
@@ -36,7 +40,7 @@ function layerState(
   network: Network,
   node: Node,
   bits: number,
-  { weightGrid, weightObserver }: Pick<Recipe, "weightGrid" | "weightObserver">,
+  recipe: WeightRecipe,
 ): LayerState {
   const { graph, layouts } = network.trained;
   const weight = node.inputs[1]!;
@@ -46,8 +50,8 @@ function layerState(
   const axis = layout.channelAxis;
   const qparams = searchWeightQParams(latent, axis, {
     bits,
-    grid: gridFor(weightGrid, bits),
-    observer: weightObserver,
+    grid: weightGridFor(recipe, bits),
+    observer: recipe.weightObserver,
   });
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
@@ -84,12 +88,6 @@ function batchNormState(
     variance: variance!,
     epsilon: numberAttribute(node, "epsilon", 1e-5),
   };
-}
-
-/** Mirrored codes below 8 bits cost nothing and halve the error of lopsided channels. */
-function gridFor(grid: Recipe["weightGrid"], bits: number): WeightGrid {
-  if (grid !== "auto") return grid;
-  return bits < 8 ? "flip" : "symmetric";
 }
 
 function constant(

@@ -14,6 +14,7 @@ import { placeFrontier } from "./frontier_memory.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
 import { type Network, prepareNetwork } from "./network.ts";
+import { copiesFor } from "./presets.ts";
 import { batchNormPolicy, parseRecipe, type Recipe } from "./recipe.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
 import type { Progress, Samples, Session } from "./session.ts";
@@ -98,7 +99,7 @@ async function run(
   const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
   const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);
-  const trainRows = split.train.length * recipe.augment.copies;
+  const trainRows = split.train.length * copiesFor(recipe);
   const fitting = fittingBatch(device, network.trained, recipe.batchSize ?? BATCH);
   const batch = Math.min(fitting, trainRows);
   const counts = { rows: trainRows + split.heldOut.length, batch };
@@ -216,7 +217,8 @@ function uploadSamples(
     [0],
     recipe,
   ).slice(0, channels);
-  const copies = augmentedCopies(clean, calibration, black, recipe.augment, recipe.seed);
+  const augment = { ...recipe.augment, copies: copiesFor(recipe) };
+  const copies = augmentedCopies(clean, calibration, black, augment, recipe.seed);
   const { length } = split.train;
   const rows = length * (1 + copies.length);
   const train = new RowSet(device, rows, rowShape, "training inputs", { residence });

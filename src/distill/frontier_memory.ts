@@ -2,10 +2,12 @@
 // stored and where they lie.
 import { paddedSize } from "../../kernels/kernel.ts";
 import type { Device } from "../gpu/device.ts";
-import { type Block, cutIntoBlocks, partitionIntoLayers } from "../graph/blocks.ts";
+import type { Block } from "../graph/blocks.ts";
 import type { Residence } from "./frontier.ts";
 import type { Network } from "./network.ts";
+import { type PresetName, PRESETS } from "./presets.ts";
 import type { Recipe } from "./recipe.ts";
+import { unitsOf } from "./units.ts";
 
 /** Bytes on the GPU. */
 export interface FrontierBytes {
@@ -24,7 +26,10 @@ export interface SampleCounts {
 }
 
 /** A recipe's choices that memory depends on. */
-type MemoryRecipe = Pick<Recipe, "method" | "memoryBudget" | "weightRounding">;
+type MemoryRecipe = Pick<
+  Recipe,
+  "method" | "memoryBudget" | "weightRounding" | "unit" | "groups"
+>;
 
 /** How the rows of all samples are kept. */
 export interface FrontierPlace {
@@ -70,7 +75,7 @@ export function placeFrontier(
   const budget = memoryBudget === null
     ? Math.max(device.limits.maxBufferSize, LEAST_DEFAULT)
     : memoryBudget * MEBIBYTE;
-  const units = unitsOf(network, recipe);
+  const units = unitsOfRecipe(network, recipe);
   if (device.target.family === "software") {
     const { all } = frontierBytes(network, units, counts, FLOAT32);
     if (all <= Math.min(budget, MOST_FLOAT32)) return { residence: "gpu", compact: false };
@@ -123,11 +128,15 @@ export function frontierBytes(
   return { all: rows * (all + inputs), batch: batch * Math.max(most, inputs) };
 }
 
-function unitsOf(
-  { teacher: { graph } }: Network,
-  { method, weightRounding }: Omit<MemoryRecipe, "memoryBudget">,
+/** The units whose frontiers a recipe keeps; of several stages those of the first, which need most. */
+function unitsOfRecipe(
+  { teacher }: Network,
+  { method, unit, groups, weightRounding }: Omit<MemoryRecipe, "memoryBudget">,
 ): Block[] {
-  if (method === "blockwise") return cutIntoBlocks(graph);
-  const layers = method === "layerwise" || (method === "ptq" && weightRounding === "gptq");
-  return layers ? partitionIntoLayers(graph) : [];
+  const kind = method in PRESETS
+    ? unit ?? PRESETS[method as PresetName].stages[0]!.unit
+    : method === "ptq" && weightRounding === "gptq"
+    ? unit ?? "layer"
+    : undefined;
+  return kind ? unitsOf(teacher, kind, groups) : [];
 }

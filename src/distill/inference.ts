@@ -1,6 +1,7 @@
 // Forward passes of a part of a network: recorded once for each batch size, replayed for every batch. The teacher runs
 // on its own weights and no quantizers, the deployed student on the values of its integers.
 import type { NdArray } from "../core/nd_array.ts";
+import type { Tape } from "../autograd/tape.ts";
 import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -121,6 +122,7 @@ export function teacherValues(device: Device, network: Network): NetworkValues {
  * @param network the network
  * @param student its student
  * @param part the part that will run
+ * @param quantized whether its activations are quantized
  * @returns values for {@linkcode recordForward}
  */
 export function studentValues(
@@ -128,6 +130,7 @@ export function studentValues(
   network: Network,
   student: Student,
   part: Part,
+  quantized = true,
 ): NetworkValues {
   const arrays = new Map<string, NdArray>();
   const tensors = new Set(part.inputs);
@@ -147,7 +150,9 @@ export function studentValues(
       arrays.set(layer.biasName, frozen.biasValues);
     }
   }
-  const quantizers = Array.from(student.activations).filter(([name]) => tensors.has(name));
+  const quantizers = quantized
+    ? Array.from(student.activations).filter(([name]) => tensors.has(name))
+    : [];
   return new NetworkValues(device, arrays, new Map(quantizers));
 }
 
@@ -159,6 +164,7 @@ export function studentValues(
  * @param values weights and quantizers
  * @param inputs tensors by name, with the batch as first size; an input that carries a quantizer is already quantized
  * @param keep further tensors that must stay readable
+ * @param tape when gradients are wanted
  * @returns every tensor by name; only outputs, inputs and kept ones are still valid at the end
  */
 export function recordForward(
@@ -167,6 +173,7 @@ export function recordForward(
   values: NetworkValues,
   inputs: ReadonlyMap<string, Tensor>,
   keep: ReadonlySet<string> = new Set(),
+  tape?: Tape,
 ): Map<string, Tensor> {
   const batch = inputs.values().next().value?.shape[0] ?? 1;
   const graph = graphOf(part);
@@ -180,6 +187,7 @@ export function recordForward(
     quantizer: (name) => values.quantizer(name),
     passThrough: values.passThrough,
     keep,
+    ...(tape && { tape }),
   };
   recordSteps(context, fuseLayers(graph, new Set([...values.quantized, ...keep]), shapes));
   return context.values;

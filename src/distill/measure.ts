@@ -7,8 +7,9 @@ import { rowsAndChannels } from "../ops/context.ts";
 import { type ErrorMetrics, errorMetrics } from "../quant/metrics.ts";
 import type { RowSet } from "./frontier.ts";
 
-/** Distances of an output from its target, and the target's own variance. */
+/** Distances of an output from its target, and the target's own mean and variance. */
 export interface Measured extends ErrorMetrics {
+  readonly targetMean: number;
   readonly targetVariance: number;
 }
 
@@ -22,6 +23,7 @@ export async function readErrorSums(device: Device, sums: Tensor): Promise<Measu
   const targetVariance = Math.max(squaredTarget / count - (target / count) ** 2, 0);
   return {
     ...errorMetrics({ count, squaredError, squaredTarget, dot, squaredOutput }),
+    targetMean: target / count,
     targetVariance,
   };
 }

@@ -10,6 +10,7 @@ import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
 import { recordAugmentation, transformTable } from "./augmentation.ts";
+import type { Importance } from "./importance.ts";
 import {
   fittingBatch,
   NetworkValues,
@@ -21,7 +22,9 @@ import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
 import type { Session } from "./session.ts";
+import { BLOCKWISE, type Stage, stagesFor } from "./stage.ts";
 import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
+import { partOfActivations } from "./unit_training.ts";
 
 /** What the student is pulled towards. */
 export interface NetworkLosses {
@@ -29,6 +32,8 @@ export interface NetworkLosses {
   readonly tensors?: readonly string[];
   /** Weight of that average, 1 by default. */
   readonly tensorWeight?: number;
+  /** By tensor, of each sample: then errors are summed over the channels, and relative to the most important tensor's. */
+  readonly importance?: ReadonlyMap<string, Importance>;
   /** T^2 KL(teacher || student) of the class probabilities. */
   readonly divergence?: { readonly temperature: number; readonly weight: number };
   /** Cross-entropy with the labels of the samples. */
@@ -41,7 +46,15 @@ export interface NetworkTraining {
   readonly losses: NetworkLosses;
   readonly steps: number;
   readonly rates: LearningRates;
+  /** Quantizers and optimizer; by default stilla's own with the recipe's quantizers. */
+  readonly training?: NetworkStep;
 }
+
+/** What of a stage matters to a network trained as a whole. */
+export type NetworkStep = Pick<
+  Stage,
+  "activations" | "weightQuantizer" | "activationQuantizer" | "optimization" | "batch"
+>;
 
 /**
  * Trains every layer of the student together.
@@ -52,13 +65,19 @@ export interface NetworkTraining {
 export async function trainNetwork(session: Session, training: NetworkTraining): Promise<void> {
   const { device, network, samples, student, recipe } = session;
   const { losses, steps, stage } = training;
+  const step = training.training ?? stagesFor([BLOCKWISE], recipe)[0]!;
+  const share = partOfActivations(step.activations, steps);
   // Both networks' activations are alive at once, and the student's gradients too.
   const batch = Math.min(
     samples.clean,
     fittingBatch(device, network.trained, session.batch, 2 ** 29),
+    ...(training.training && recipe.batchSize === null ? [training.training.batch] : []),
   );
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
-  const weights = await targetWeights(session, tensors, tensorWeight);
+  const { importance } = losses;
+  const weights = importance
+    ? importanceWeights(session, importance)
+    : await targetWeights(session, tensors, tensorWeight);
   const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
   using batches = new MiniBatches(device, table, batch);
   const transforms = device.uint32(transformTable(recipe.augment, table.length, recipe.seed), {
@@ -78,6 +97,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   const teacherPart = partBetween(network.teacher, [network.input], [network.output]);
   const keep = new Set(tensors);
   let targets = new Map<string, Tensor>();
+  const importances = new Map<string, Tensor>();
   let labelBatch: Tensor | undefined;
   const terms = tensors.length + (divergence ? 1 : 0) + (labels ? 1 : 0);
   await train({
@@ -89,7 +109,11 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     steps,
     batch,
     rates: training.rates,
-    weightQuantizer: recipe.weightQuantizer,
+    seed: recipe.seed,
+    weightQuantizer: step.weightQuantizer,
+    activationQuantizer: step.activationQuantizer,
+    optimization: step.optimization,
+    ...(share !== undefined && { quantizedShare: share }),
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep,
     terms,
@@ -106,6 +130,10 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
         const inputs = new Map([[network.input, x]]);
         targets = recordForward(plan, teacherPart, session.teacher, inputs, keep);
       }
+      for (const [name, { rows }] of importance ?? []) {
+        const label = `importance of ${name}`;
+        importances.set(name, rows.recordGather(plan, batches, trainingState, label));
+      }
       if (labels) {
         labelBatch = plan.tensor([batch], "labels of the batch");
         plan.run(gatherWords({ batch, steps }), { words, state: trainingState, y: labelBatch });
@@ -115,7 +143,9 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     },
     tensorErrors: () =>
       new Map(tensors.map((name, term) => {
-        return [name, { teacher: targets.get(name)!, weight: weights.get(name)!, term }];
+        const error = { teacher: targets.get(name)!, weight: weights.get(name)!, term };
+        const importance = importances.get(name);
+        return [name, importance ? { ...error, importance } : error];
       })),
     ...((divergence || labels) && {
       recordLosses: (context: LossContext) => {
@@ -211,6 +241,19 @@ export function recordRowLoss(
   tape.give(logits, (dlogits) => record(loss, dlogits));
   plan.run(rememberRowLoss({ rows, historySize: steps, ...place }), { loss, state, losses });
   plan.release(loss);
+}
+
+/** channels / (number of tensors * largest mean importance), by tensor. */
+function importanceWeights(
+  { device, network }: Session,
+  importance: ReadonlyMap<string, Importance>,
+): Map<string, Tensor> {
+  const largest = Math.max(...Array.from(importance.values(), ({ mean }) => mean));
+  return new Map(Array.from(importance.keys(), (name) => {
+    const { channels } = rowsAndChannels(network.teacher.shapes.get(name)!);
+    const value = channels / (importance.size * (largest || 1));
+    return [name, device.fromArray([1], [value], { label: `weight of ${name}` })];
+  }));
 }
 
 /** weight / (number of tensors * variance of the teacher's tensor), by tensor. */

@@ -17,7 +17,7 @@ import { MiniBatches } from "./mini_batches.ts";
 import { prepareNetwork } from "./network.ts";
 import { recordRowLoss } from "./network_training.ts";
 import type { Recipe } from "./recipe.ts";
-import { ADAM_DECAY, trainParameters } from "./training.ts";
+import { OPTIMIZATION, trainParameters } from "./training.ts";
 
 /** Labelled inputs. */
 export interface LabelledImages {
@@ -130,7 +130,8 @@ export async function trainFloat(
       parameters = new FloatParameters(device, trained, state, {
         learningRate: recipe.learningRate,
         batchNormMomentum: BATCH_NORM_MOMENTUM,
-        ...ADAM_DECAY,
+        beta1: OPTIMIZATION.beta1,
+        beta2: OPTIMIZATION.beta2,
       }),
     quantized: new Set(),
   });

@@ -2,11 +2,18 @@
 // command line's flags and its --help.
 import { z } from "zod";
 import { FormatError } from "../core/errors.ts";
+import { nearestName } from "../core/nearest_name.ts";
+import type { ActivationTrainer } from "../quant/activation_parameters.ts";
+import type { WeightQuantizer } from "../quant/training_parameters.ts";
+import { type RecipeField, recipeFields } from "./recipe_fields.ts";
+import type { ActivationMode, InputMode, UnitLoss } from "./stage.ts";
+import type { Optimization } from "./training.ts";
+import type { UnitKind } from "./units.ts";
 
 /** Cheap copies of the calibration images that the distillation sees besides the clean ones. */
 export interface AugmentRecipe {
-  /** Versions of each image, the clean one included; 1 = clean only. */
-  readonly copies: number;
+  /** Versions of each image, the clean one included; 1 = clean only, `null` = the method's own. */
+  readonly copies: number | null;
   /** Largest shift in pixels; what comes in at the border is black. */
   readonly shift: number;
   /** Whether copies are mirrored left to right at random. */
@@ -32,7 +39,20 @@ export interface Recipe {
   /** Pixels are multiplied by it first; `null` = 1/255 for uint8, else 1. */
   readonly scale: number | null;
   /** How the student is made. */
-  readonly method: "ptq" | "qat" | "layerwise" | "blockwise" | "joint";
+  readonly method:
+    | "ptq"
+    | "qat"
+    | "layerwise"
+    | "blockwise"
+    | "joint"
+    | "parallel"
+    | "amct"
+    | "adaround"
+    | "adaquant"
+    | "brecq"
+    | "qdrop"
+    | "ppq"
+    | "eptq";
   /** Bits of the weights, 2 to 8. */
   readonly weightBits: number;
   /** Bits of the activations, 2 to 8. */
@@ -59,16 +79,30 @@ export interface Recipe {
   readonly weightGrid: "symmetric" | "flip" | "offset" | "auto";
   /** How the weights' codes start: the nearest, or with each rounding error compensated by the weights after it. */
   readonly weightRounding: "nearest" | "gptq";
-  /** What of a weight's rounding is learned. */
-  readonly weightQuantizer: "lsq" | "ste" | "softRounding";
+  /** How weights are quantized while they train; `null` = the method's own. */
+  readonly weightQuantizer: WeightQuantizer | null;
   /** How the activations' ranges start. */
   readonly activationObserver: "mse" | "minmax" | "percentile" | "movingAverage";
   /** Batch norm of the student while it trains. */
   readonly batchNorm: "auto" | "live" | "frozen" | "folded";
   /** Part of the teacher in the loss of method `qat`, 0 to 1; the rest is the labels'. */
   readonly teacherWeight: number;
-  /** Whose activations a unit trains on. */
-  readonly inputMode: "student" | "teacher" | "mixed";
+  /** How activations are quantized while they train; `null` = the method's own. */
+  readonly activationQuantizer: ActivationTrainer | null;
+  /** What of the activations is quantized while a unit trains; `null` = the method's own. */
+  readonly activationTraining: ActivationMode | null;
+  /** Whose activations a unit trains on; `null` = the method's own. */
+  readonly inputMode: InputMode | null;
+  /** What is trained at a time; `null` = the method's own. */
+  readonly unit: UnitKind | null;
+  /** `first..last`, two layers by node name: the units from one to the other are trained as one. */
+  readonly groups: readonly string[];
+  /** The error of a unit's output; `null` = the method's own. */
+  readonly loss: UnitLoss["kind"] | null;
+  /** Of the learning rates; `null` = the method's own. */
+  readonly schedule: Optimization["schedule"] | null;
+  /** Whether a unit that got worse on held-out inputs is put back; `null` = the method's own. */
+  readonly rollBack: boolean | null;
   /** Augmented copies of the calibration inputs. */
   readonly augment: AugmentRecipe;
   /** MiB of GPU memory for the activations of all samples; `null` = the adapter's largest allocation, at least 1024. */
@@ -76,6 +110,9 @@ export interface Recipe {
   /** Run folder of the command line. */
   readonly out: string | null;
 }
+
+/** Methods that were measured to gain from a live batch norm at 2 bits. */
+const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "blockwise", "joint"]);
 
 /**
  * The batch norm policy that a recipe means.
@@ -89,6 +126,7 @@ export function batchNormPolicy(
 ): Exclude<Recipe["batchNorm"], "auto"> {
   if (batchNorm !== "auto") return batchNorm;
   if (method === "qat") return "frozen";
+  if (!LIVE_BATCH_NORM.has(method)) return "folded";
   return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
 }
 
@@ -98,8 +136,8 @@ const numbers = (value: number, about: string) =>
   z.array(z.number()).min(1).default([value]).describe(about);
 
 const augmentSchema = z.strictObject({
-  copies: z.int().min(1).max(16).default(2).describe(
-    "versions of each image, the clean one included",
+  copies: z.int().min(1).max(16).nullable().default(null).describe(
+    "versions of each image, the clean one included; null = the method's own",
   ),
   shift: z.int().min(0).max(64).default(4).describe("largest shift of a copy, in pixels"),
   flip: z.boolean().default(true).describe("mirror copies left to right at random"),
@@ -117,8 +155,23 @@ const recipeSchema = z.strictObject({
   std: numbers(1, "divided by after the mean: one number, or one a channel"),
   scale: z.number().positive().nullable().default(null)
     .describe("pixels are multiplied by it first; null = 1/255 for uint8, else 1"),
-  method: z.enum(["ptq", "qat", "layerwise", "blockwise", "joint"]).default("blockwise")
-    .describe("how the student is made"),
+  method: z.enum([
+    "ptq",
+    "qat",
+    "layerwise",
+    "blockwise",
+    "joint",
+    "parallel",
+    "amct",
+    "adaround",
+    "adaquant",
+    "brecq",
+    "qdrop",
+    "ppq",
+    "eptq",
+  ]).default("blockwise").describe(
+    "how the student is made; those behind joint have the constants of the published methods",
+  ),
   weightBits: bits("bits of the weights"),
   activationBits: bits("bits of the activations"),
   firstLastBits: bits("bits of the first and the last layer"),
@@ -142,8 +195,28 @@ const recipeSchema = z.strictObject({
     .describe(
       'how the weights\' codes start; "gptq" = later weights make up for each rounding error',
     ),
-  weightQuantizer: z.enum(["lsq", "ste", "softRounding"]).default("lsq")
-    .describe("what of a weight's rounding is learned"),
+  weightQuantizer: z.enum(["lsq", "ste", "minMax", "softRounding"]).nullable().default(null)
+    .describe("how weights are quantized while they train; null = the method's own"),
+  activationQuantizer: z.enum(["lsq", "range"]).nullable().default(null)
+    .describe(
+      "what of an activation's grid is learned: its scale, or both ends; null = the method's own",
+    ),
+  activationTraining: z.enum(["quantized", "float", "dropped", "gradual"]).nullable()
+    .default(null).describe(
+      "what of the activations is quantized while a unit trains; null = the method's own",
+    ),
+  unit: z.enum(["layer", "block", "merged", "stage", "network"]).nullable().default(null)
+    .describe("what is trained at a time; null = the method's own"),
+  groups: z.array(z.string().regex(/^.+?\.\..+$/)).default([])
+    .describe(
+      "first..last, two layers by name: the units from one to the other are trained as one",
+    ),
+  loss: z.enum(["power", "fisher", "hessian"]).nullable().default(null)
+    .describe("the error of a unit's output that is minimized; null = the method's own"),
+  schedule: z.enum(["cosine", "constant"]).nullable().default(null)
+    .describe("of the learning rates; null = the method's own"),
+  rollBack: z.boolean().nullable().default(null)
+    .describe("put a unit back that got worse on held-out inputs; null = the method's own"),
   activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
     .describe("how the activations' ranges start"),
   batchNorm: z.enum(["auto", "live", "frozen", "folded"]).default("auto")
@@ -152,9 +225,9 @@ const recipeSchema = z.strictObject({
     ),
   teacherWeight: z.number().min(0).max(1).default(0.5)
     .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
-  inputMode: z.enum(["student", "teacher", "mixed"]).default("student")
-    .describe("whose activations a unit trains on"),
-  augment: augmentSchema.default({ copies: 2, shift: 4, flip: true }).describe(
+  inputMode: z.enum(["student", "teacher", "mixed", "nearest"]).nullable().default(null)
+    .describe("whose activations a unit trains on; null = the method's own"),
+  augment: augmentSchema.default({ copies: null, shift: 4, flip: true }).describe(
     "augmented copies of the calibration inputs",
   ),
   memoryBudget: z.int().min(1).nullable().default(null).describe(
@@ -167,24 +240,8 @@ const recipeSchema = z.strictObject({
 /** The recipe with nothing asked for: every default. */
 export const DEFAULT_RECIPE: Recipe = recipeSchema.parse({});
 
-/** What `--help` and an error say about one key of the recipe. */
-export interface RecipeField {
-  /** `weightBits`, or `augment.copies` for a key inside another. */
-  readonly key: string;
-  readonly about: string;
-  readonly default: unknown;
-  /** For example `an integer from 2 to 8`. */
-  readonly expected: string;
-  /** How a word on the command line becomes the value. */
-  readonly kind: "text" | "number" | "numbers" | "boolean";
-  readonly nullable: boolean;
-}
-
 /** Every key of the recipe, in the order of the schema. */
-export const RECIPE_FIELDS: readonly RecipeField[] = fieldsOf(
-  z.toJSONSchema(recipeSchema) as JsonSchema,
-  "",
-);
+export const RECIPE_FIELDS: readonly RecipeField[] = recipeFields(recipeSchema);
 
 /** One thing wrong with a recipe. */
 export interface RecipeProblem {
@@ -233,24 +290,6 @@ export function checkRecipePart(value: unknown): RecipeProblem | undefined {
   return result.success ? undefined : problemOf(value, result.error.issues);
 }
 
-/**
- * The name that was probably meant.
- *
- * @param name what was written
- * @param known the names there are
- * @returns the nearest known name by edit distance, `undefined` when none is near
- */
-export function nearestName(name: string, known: readonly string[]): string | undefined {
-  let best: string | undefined;
-  // More than two fifths of the letters changed is another word, not a slip.
-  let bound = Math.max(2, Math.floor(name.length * 0.4)) + 1;
-  for (const candidate of known) {
-    const distance = editDistance(name.toLowerCase(), candidate.toLowerCase());
-    if (distance < bound) [best, bound] = [candidate, distance];
-  }
-  return best;
-}
-
 /** Rules that tie two keys together. */
 function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
   const { mean, std } = recipe;
@@ -288,60 +327,6 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
   return undefined;
 }
 
-/** The part of JSON Schema that zod writes for the recipe. */
-interface JsonSchema {
-  readonly type?: string | readonly string[];
-  readonly anyOf?: readonly JsonSchema[];
-  readonly enum?: readonly string[];
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly exclusiveMinimum?: number;
-  readonly items?: JsonSchema;
-  readonly properties?: Readonly<Record<string, JsonSchema>>;
-  readonly default?: unknown;
-  readonly description?: string;
-}
-
-function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
-  return Object.entries(schema.properties ?? {}).flatMap(([name, property]) => {
-    const key = prefix + name;
-    if (property.properties !== undefined) return fieldsOf(property, `${key}.`);
-    const inner = property.anyOf?.find(({ type }) => type !== "null") ?? property;
-    const types = [inner.type ?? []].flat();
-    const nullable = property.anyOf !== undefined || types.includes("null");
-    const kind = types.includes("array")
-      ? "numbers"
-      : types.includes("boolean")
-      ? "boolean"
-      : types.includes("string")
-      ? "text"
-      : "number";
-    const expected = expectedOf(inner, types) + (nullable ? " or null" : "");
-    return [{
-      key,
-      about: property.description ?? "",
-      default: property.default,
-      expected,
-      kind,
-      nullable,
-    }];
-  });
-}
-
-function expectedOf(schema: JsonSchema, types: readonly string[]): string {
-  if (schema.enum !== undefined) return `one of ${schema.enum.join(", ")}`;
-  if (types.includes("array")) return "a list of numbers";
-  if (types.includes("boolean")) return "true or false";
-  if (types.includes("string")) return "a text";
-  const noun = types.includes("integer") ? "an integer" : "a number";
-  const { minimum, maximum, exclusiveMinimum } = schema;
-  if (exclusiveMinimum !== undefined) return `${noun} above ${exclusiveMinimum}`;
-  if (maximum === undefined || maximum === Number.MAX_SAFE_INTEGER) {
-    return minimum === undefined ? noun : `${noun} of at least ${minimum}`;
-  }
-  return `${noun} from ${minimum} to ${maximum}`;
-}
-
 /** zod's first issue in our words. */
 function problemOf(value: unknown, issues: readonly z.core.$ZodIssue[]): RecipeProblem {
   const unknown = issues.find((issue) => issue.code === "unrecognized_keys");
@@ -363,24 +348,4 @@ function shown(value: unknown): string {
   if (typeof value === "number") return String(value);
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
-}
-
-/** Levenshtein distance that counts two swapped neighbours as one slip (optimal string alignment). */
-function editDistance(a: string, b: string): number {
-  let before: number[] = [];
-  let above = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const same = a[i - 1] === b[j - 1] ? 0 : 1;
-      // The rows are filled up to b.length, so every index below exists.
-      let cost = Math.min(above[j]! + 1, row[j - 1]! + 1, above[j - 1]! + same);
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
-        cost = Math.min(cost, before[j - 2]! + 1);
-      }
-      row.push(cost);
-    }
-    [before, above] = [above, row];
-  }
-  return above[b.length]!;
 }

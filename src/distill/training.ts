@@ -2,8 +2,8 @@
 // pass, optimizer) and replayed. What differs between methods comes in as functions: where the inputs come from, and
 // what the losses are.
 import { binaryForward } from "../../kernels/elementwise.ts";
-import { meanSquaredError } from "../../kernels/mse.ts";
-import { advanceSchedule, finishStep, STATE_SIZE } from "../../kernels/schedule.ts";
+import { meanSquaredError, type MeanSquaredErrorSpec } from "../../kernels/mse.ts";
+import { advanceSchedule, finishStep, STATE_SEED, STATE_SIZE } from "../../kernels/schedule.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
 import { Tape } from "../autograd/tape.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
@@ -19,11 +19,18 @@ import {
   type OpContext,
   rowsAndChannels,
   type SquaredError,
+  standsAlone,
   type Trainable,
 } from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
+import type { ActivationTrainer, PartialQuantization } from "../quant/activation_parameters.ts";
+import type { AdamDecay } from "../optim/flat_parameters.ts";
 import type { Student } from "../quant/student.ts";
-import { type LearningRates, TrainingParameters } from "../quant/training_parameters.ts";
+import {
+  type LearningRates,
+  TrainingParameters,
+  type WeightQuantizer,
+} from "../quant/training_parameters.ts";
 import { graphOf, type NetworkValues, type Part } from "./inference.ts";
 import { shapesForBatch } from "./network.ts";
 import { batchNormPolicy, type Recipe } from "./recipe.ts";
@@ -40,7 +47,7 @@ export interface LossContext {
   readonly steps: number;
 }
 
-/** A term of the loss: weight * mean((student - teacher)^2) of a tensor. */
+/** A term of the loss: weight * mean(importance * |student - teacher|^exponent) of a tensor. */
 export interface TensorError {
   /** The teacher's tensor for the mini-batch. */
   readonly teacher: Tensor;
@@ -48,7 +55,36 @@ export interface TensorError {
   readonly weight: Tensor;
   /** Its place among the terms. */
   readonly term: number;
+  /** 2 by default. */
+  readonly exponent?: number;
+  /** Of each element, in the shape of the tensor, or of each sample, [batch, 1]; 1 by default. */
+  readonly importance?: Tensor;
 }
+
+/** How parameters are stepped, whatever they are. */
+export interface Optimization extends AdamDecay {
+  /** Of the learning rates. */
+  readonly schedule: "cosine" | "constant";
+  /** Part of the steps in which the rates rise to their full height. */
+  readonly warmup: number;
+  /** Learned rounding (AdaRound): weight of its regulariser, when that starts, and its exponent. */
+  readonly rounding: {
+    readonly regularizer: number;
+    /** Part of the steps before the regulariser. */
+    readonly warmup: number;
+    readonly betaStart: number;
+    readonly betaEnd: number;
+  };
+}
+
+/** The default method's. */
+export const OPTIMIZATION: Optimization = {
+  beta1: 0.9,
+  beta2: 0.99,
+  schedule: "cosine",
+  warmup: 0.05,
+  rounding: { regularizer: 1e-4, warmup: 0.2, betaStart: 20, betaEnd: 2 },
+};
 
 /** What a step trains, on the GPU, with its optimizer. */
 export interface StepParameters extends Disposable {
@@ -75,9 +111,12 @@ export interface TrainingLoop {
   readonly constants: NetworkValues;
   readonly steps: number;
   readonly batch: number;
+  /** Of random choices within a step; 0 by default. */
+  readonly seed?: number;
   /** Steps in which batch norm uses the statistics of the batch. */
   readonly batchNormLiveSteps: number;
-  readonly schedule?: "cosine" | "constant";
+  /** By default {@linkcode OPTIMIZATION}. */
+  readonly optimization?: Optimization;
   /** Tensors that must exist by themselves because a loss reads them. */
   readonly keep: ReadonlySet<string>;
   /** Terms of the loss that are kept in the history. */
@@ -101,7 +140,11 @@ export interface TrainingRun extends TrainingLoop {
   /** Node names of the layers that train. */
   readonly layers: readonly string[];
   readonly rates: LearningRates;
-  readonly weightQuantizer: Recipe["weightQuantizer"];
+  readonly weightQuantizer: WeightQuantizer;
+  /** "lsq" by default. */
+  readonly activationQuantizer?: ActivationTrainer;
+  /** Part of the activations that is quantized; null leaves them float, and everything is the default. */
+  readonly quantizedShare?: PartialQuantization | null;
 }
 
 /** A loss or weight stopped being a finite number. */
@@ -109,14 +152,9 @@ export class DivergedError extends Error {
   override readonly name = "DivergedError";
 }
 
-const WARMUP = 0.05;
-/** Decay of Adam's moments. */
-export const ADAM_DECAY = { beta1: 0.9, beta2: 0.99 };
 const BATCH_NORM_MOMENTUM = 0.05;
 /** Part of the steps in which a live batch norm uses the statistics of the batch. */
 const BATCH_NORM_LIVE = 0.7;
-const ROUNDING = { roundingWarmup: 0.2, roundingBetaStart: 20, roundingBetaEnd: 2 };
-const ROUNDING_REGULARIZER = 1e-4;
 /** Steps between two looks at the loss. */
 const STEPS_PER_LOOK = 10;
 /** A submit costs as much as several dispatches; the adapter begins once the first is in. */
@@ -172,12 +210,16 @@ function studentParameters(run: TrainingRun): ParametersOfStep {
       activations.set(tensor, rowsAndChannels(part.source.shapes.get(tensor) ?? []).channels);
     }
   }
+  const { beta1, beta2, rounding } = run.optimization ?? OPTIMIZATION;
   const options = {
     rates: run.rates,
     weightQuantizer: run.weightQuantizer,
+    activationQuantizer: run.activationQuantizer ?? "lsq",
     batchNormMomentum: BATCH_NORM_MOMENTUM,
-    roundingRegularizer: ROUNDING_REGULARIZER,
-    ...ADAM_DECAY,
+    roundingRegularizer: rounding.regularizer,
+    ...(run.quantizedShare !== undefined && { quantizedShare: run.quantizedShare }),
+    beta1,
+    beta2,
   };
   return {
     make: (state) =>
@@ -242,9 +284,12 @@ class StepMemory implements Disposable {
   readonly losses: Tensor;
   readonly #device: Device;
 
-  constructor({ device, steps, terms }: TrainingLoop) {
+  constructor({ device, steps, terms, seed = 0 }: TrainingLoop) {
     this.#device = device;
-    this.state = device.tensor([STATE_SIZE], { label: "training state" });
+    const start = new Float32Array(STATE_SIZE);
+    // Integers that float32 holds exactly.
+    start[STATE_SEED] = seed % 2 ** 24;
+    this.state = device.fromArray([STATE_SIZE], start, { label: "training state" });
     this.losses = device.tensor([steps * terms], { label: "loss history" });
   }
 
@@ -265,29 +310,33 @@ function recordStep(
   const { device, part, steps, batch } = run;
   const shapes = shapesForBatch(part.source, batch);
   const graph = graphOf(part);
+  const { beta1, beta2, schedule, warmup, rounding } = run.optimization ?? OPTIMIZATION;
   plan.run(
     advanceSchedule({
       steps,
-      warmupSteps: Math.max(1, Math.trunc(WARMUP * steps)),
-      schedule: run.schedule ?? "cosine",
-      ...ADAM_DECAY,
+      warmupSteps: Math.max(1, Math.trunc(warmup * steps)),
+      schedule,
+      beta1,
+      beta2,
       batchNormLiveSteps: run.batchNormLiveSteps,
-      ...ROUNDING,
+      roundingWarmup: rounding.warmup,
+      roundingBetaStart: rounding.betaStart,
+      roundingBetaEnd: rounding.betaEnd,
     }, device.target),
     { state },
   );
   parameters.recordForward(plan);
   const tape = new Tape(plan, (shape) => binaryForward({ operator: "add", a: shape, b: shape }));
   const values = run.inputs(plan, state);
-  const errors = new Map(
-    Array.from(run.tensorErrors?.() ?? [], ([name, error]): [string, SquaredError] => {
-      const term = { scale: 1, historySize: steps, terms: run.terms };
-      return [name, { ...term, ...error, state, losses }];
-    }),
-  );
+  const errors = run.tensorErrors?.() ?? new Map<string, TensorError>();
+  const history = { scale: 1, historySize: steps, terms: run.terms, state, losses };
   // With other losses a tensor of the network's end may have more readers than the graph tells of.
   const readers = consumers(graph);
-  const fused = Array.from(errors).filter(([name]) => !run.recordLosses && !readers.has(name));
+  const fused = Array.from(errors).filter(([name, { exponent, importance }]) => {
+    const plain = exponent === undefined && importance === undefined;
+    return plain && !standsAlone(parameters.quantizer(name)) && !run.recordLosses &&
+      !readers.has(name);
+  }).map(([name, error]): [string, SquaredError] => [name, { ...error, ...history }]);
   const context: OpContext = {
     recorder: plan,
     graph,
@@ -303,7 +352,7 @@ function recordStep(
   recordSteps(context, fuseLayers(graph, keep, shapes));
   for (const [name, error] of errors) {
     const y = values.get(name);
-    if (y !== undefined) recordTensorError(plan, tape, y, error);
+    if (y !== undefined) recordTensorError(plan, tape, y, { ...error, ...history });
   }
   run.recordLosses?.({ plan, tape, values, state, losses, steps });
   tape.backward();
@@ -311,15 +360,24 @@ function recordStep(
   plan.run(finishStep(device.target), { state });
 }
 
-/** The error of a tensor that others read too. */
+/** An error that is not fused into the layer that makes the tensor. */
 function recordTensorError(
   plan: Plan,
   tape: Tape,
   y: Tensor,
-  { teacher, weight, state, losses, ...term }: SquaredError,
+  { teacher, weight, state, losses, importance, ...term }: TensorError & SquaredError,
 ): void {
-  const kernel = meanSquaredError({ ...rowsAndChannels(y.shape), ...term }, plan.device.target);
-  tape.give(y, (dy) => plan.run(kernel, { y, teacher, weight, state, dy, losses }));
+  const { rows, channels } = rowsAndChannels(y.shape);
+  const ofElements = importance?.shape.join() === y.shape.join();
+  const spec: MeanSquaredErrorSpec = {
+    rows,
+    channels,
+    ...term,
+    ...(importance && { importance: ofElements ? "element" : rows / y.shape[0]! }),
+  };
+  const kernel = meanSquaredError(spec, plan.device.target);
+  const bound = { y, teacher, weight, state, losses, ...(importance && { importance }) };
+  tape.give(y, (dy) => plan.run(kernel, { ...bound, dy }));
 }
 
 function totalLoss(history: Float32Array, step: number, terms: number): number {

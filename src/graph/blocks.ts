@@ -81,6 +81,27 @@ export function partitionIntoLayers(graph: Graph): Block[] {
 }
 
 /**
+ * Joins neighbouring blocks.
+ *
+ * @param graph the network the blocks were cut from
+ * @param blocks in execution order
+ * @param joins whether a block, by its position, goes with the one before it
+ * @returns fewer blocks, in execution order
+ */
+export function joinBlocks(
+  graph: Graph,
+  blocks: readonly Block[],
+  joins: (position: number) => boolean,
+): Block[] {
+  const groups: Node[][] = [];
+  blocks.forEach(({ nodes }, i) => {
+    if (i > 0 && joins(i)) groups.at(-1)!.push(...nodes);
+    else groups.push([...nodes]);
+  });
+  return groups.length === blocks.length ? [...blocks] : makeBlocks(graph, groups);
+}
+
+/**
  * The whole network as one block.
  *
  * @param graph the network

@@ -1,5 +1,6 @@
 // What an operator needs to record itself: where kernels go, the tensors made so far, parameters, quantizers and, when
 // gradients are wanted, the tape.
+import type { QuantizedShare } from "../../kernels/fake_quantize.ts";
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
 import type { SquaredErrorTerm } from "../../kernels/mse.ts";
 import type { Tape } from "../autograd/tape.ts";
@@ -13,6 +14,17 @@ export interface ActivationQuantizer {
   readonly qparams: Tensor;
   /** Where training puts the terms of the scale's gradient, [channels]; absent when the scale is fixed. */
   readonly scaleSums?: Tensor;
+  /** As `scaleSums`, for the zero point; it too is absent when that is fixed. */
+  readonly zeroPointSums?: Tensor;
+  /** Training quantizes only a share of the tensor; `state` is the training state of kernels/schedule.ts. */
+  readonly partial?: { readonly share: QuantizedShare; readonly state: Tensor };
+}
+
+/** Whether a quantizer has to be a step of its own: what is fused into layers quantizes all, and learns a scale. */
+export function standsAlone(
+  quantizer: ActivationQuantizer | undefined,
+): quantizer is ActivationQuantizer {
+  return quantizer?.partial !== undefined || quantizer?.zeroPointSums !== undefined;
 }
 
 /** A parameter on the GPU; `gradient` is where training wants its gradient. */

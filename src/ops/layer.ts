@@ -27,9 +27,11 @@ import {
   rowsAndChannels,
   shapeOf,
   type SquaredError,
+  standsAlone,
   type Trainable,
   valueOf,
 } from "./context.ts";
+import { recordFakeQuantize } from "./fake_quantize.ts";
 import {
   type PointwiseEnd,
   pushPointwise,
@@ -57,6 +59,8 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   if (batchNorm && !live) {
     throw new TypeError(`Batch norm "${batchNorm.name}" must be folded before it is executed`);
   }
+  const quantizer = context.quantizer(output);
+  const alone = standsAlone(quantizer);
   const parts: LayerParts = {
     name: layer.name,
     output,
@@ -67,13 +71,16 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
     residual: residual && valueOf(context, residual.input),
     end: {
       activation: activation && activationOf(activation),
-      quantizer: context.quantizer(output) ?? context.passThrough,
+      quantizer: alone ? undefined : quantizer ?? context.passThrough,
     },
     error: context.squaredErrors?.get(output),
   };
-  if (live) return recordNormalized(context, parts, live);
   const biasName = layer.inputs[2] ?? "";
-  recordFused(context, parts, biasName === "" ? undefined : context.parameter(biasName));
+  if (live) recordNormalized(context, parts, live);
+  else recordFused(context, parts, biasName === "" ? undefined : context.parameter(biasName));
+  if (!alone) return;
+  const value = valueOf(context, output);
+  context.values.set(output, recordFakeQuantize(context, value, quantizer, output));
 }
 
 /** A layer, taken apart. */

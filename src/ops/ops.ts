@@ -4,7 +4,7 @@ import type { Tensor } from "../gpu/tensor.ts";
 import type { Node } from "../graph/graph.ts";
 import type { Step } from "../graph/layers.ts";
 import { activationOf, ACTIVATIONS } from "./activation.ts";
-import { inputOf, type OpContext } from "./context.ts";
+import { type ActivationQuantizer, inputOf, type OpContext, standsAlone } from "./context.ts";
 import {
   recordConcat,
   recordPad,
@@ -13,6 +13,7 @@ import {
   recordTranspose,
 } from "./data_movement.ts";
 import { recordBinary, recordSoftmax } from "./elementwise.ts";
+import { recordFakeQuantize } from "./fake_quantize.ts";
 import { recordLayer } from "./layer.ts";
 import { recordPointwise } from "./pointwise.ts";
 import { recordAveragePool, recordGlobalAveragePool, recordMaxPool } from "./pooling.ts";
@@ -69,6 +70,16 @@ export function recordSteps(context: OpContext, steps: readonly Step[]): void {
 function recordNode(context: OpContext, node: Node): Tensor {
   const output = node.outputs[0]!;
   const quantizer = context.quantizer(output);
+  if (!standsAlone(quantizer)) return recordValue(context, node, quantizer);
+  return recordFakeQuantize(context, recordValue(context, node, undefined), quantizer, output);
+}
+
+function recordValue(
+  context: OpContext,
+  node: Node,
+  quantizer: ActivationQuantizer | undefined,
+): Tensor {
+  const output = node.outputs[0]!;
   if (node.opType in ACTIVATIONS) {
     const end = { activation: activationOf(node), quantizer };
     return recordPointwise(context, inputOf(context, node, 0), end, output);

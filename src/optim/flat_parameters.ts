@@ -5,10 +5,20 @@ import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { type Tensor, view } from "../gpu/tensor.ts";
 
+/** How fast a parameter trains. */
+export interface ParameterRate {
+  /** Times the schedule's factor. */
+  readonly scheduled?: number;
+  /** The same in every step. */
+  readonly constant?: number;
+  /** Decoupled weight decay (AdamW). */
+  readonly decay?: number;
+}
+
 /** Where parameters lie in a flat buffer, in floats. */
 export class FlatLayout {
   #size = 0;
-  readonly #rates: { readonly start: number; readonly end: number; readonly rate: number }[] = [];
+  readonly #rates: { readonly start: number; readonly end: number; rate: ParameterRate }[] = [];
 
   /** Floats of the buffer so far; a multiple of 64. */
   get size(): number {
@@ -19,21 +29,28 @@ export class FlatLayout {
    * Reserves a place.
    *
    * @param floats physical size of the parameter
-   * @param rate its learning rate; 0 keeps it as it is
+   * @param rate its learning rate, with the schedule if it is a number; 0 keeps it as it is
    * @returns where it starts
    */
-  take(floats: number, rate: number): number {
+  take(floats: number, rate: number | ParameterRate): number {
     const start = this.#size;
     this.#size += Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
-    this.#rates.push({ start, end: this.#size, rate });
+    this.#rates.push({
+      start,
+      end: this.#size,
+      rate: typeof rate === "number" ? { scheduled: rate } : rate,
+    });
     return start;
   }
 
-  /** @returns the learning rate of every 64 floats */
+  /** @returns [size / 64, 4]: what the optimizer knows of every 64 floats (kernels/optimizer.ts) */
   learningRates(): Float32Array<ArrayBuffer> {
-    const result = new Float32Array(this.#size / CHUNK_SIZE);
+    const result = new Float32Array(this.#size / CHUNK_SIZE * 4);
     for (const { start, end, rate } of this.#rates) {
-      result.fill(rate, start / CHUNK_SIZE, end / CHUNK_SIZE);
+      const { scheduled = 0, constant = 0, decay = 0 } = rate;
+      for (let chunk = start / CHUNK_SIZE; chunk < end / CHUNK_SIZE; chunk++) {
+        result.set([scheduled, constant, decay], chunk * 4);
+      }
     }
     return result;
   }

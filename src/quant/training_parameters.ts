@@ -1,12 +1,7 @@
 // The part of a student that trains, on the GPU: one flat buffer of parameters (latent weights, log-scales, batch norm
 // or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
 // are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
-import {
-  activationScaleGradients,
-  encodeActivationScales,
-  updateActivationScales,
-} from "../../kernels/activation_scales.ts";
-import { padded, paddedSize } from "../../kernels/kernel.ts";
+import { paddedSize } from "../../kernels/kernel.ts";
 import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import {
   hardenSoftRounding,
@@ -15,6 +10,7 @@ import {
   softRoundWeightsBackward,
 } from "../../kernels/soft_rounding.ts";
 import {
+  coverWeights,
   encodeWeightRows,
   quantizeWeights,
   quantizeWeightsBackward,
@@ -24,13 +20,19 @@ import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
-import { type AdamDecay, FlatLayout, FlatParameters } from "../optim/flat_parameters.ts";
-import { type ActivationState, type LayerState, rootMeanSquare, type Student } from "./student.ts";
+import {
+  type AdamDecay,
+  FlatLayout,
+  FlatParameters,
+  type ParameterRate,
+} from "../optim/flat_parameters.ts";
+import { ActivationParameters, type ActivationTraining } from "./activation_parameters.ts";
+import { type LayerState, rootMeanSquare, type Student } from "./student.ts";
 import { type LayerSlots, weightRows } from "./weight_rows.ts";
 
 /** Learning rates of the groups of parameters. 0 keeps a group as it is. */
 export interface LearningRates {
-  /** Latent weights, in units of the root mean square of the layer's weights. */
+  /** Latent weights, in units of the root mean square of the layer's weights, or the variables of soft rounding. */
   readonly weights: number;
   /** Logarithm of the weights' scales. */
   readonly weightScales: number;
@@ -38,13 +40,26 @@ export interface LearningRates {
   readonly activationScales: number;
   /** Batch norm's gamma and beta, or the bias. */
   readonly biases: number;
+  /**
+   * True where weights and scales have rates of their own units, as published recipes give them. A rate of a scale
+   * becomes one of its logarithm by the scale (of a layer's weights: their mean) that it starts from. Default false.
+   */
+  readonly absolute?: boolean;
+  /** Whether the schedule leaves the weights' rate alone; default false. */
+  readonly constantWeights?: boolean;
+  /** Decoupled weight decay of latent weights and biases (AdamW); default 0. */
+  readonly weightDecay?: number;
 }
 
-/** What is learned of a weight's rounding. */
-export type WeightQuantizer = "lsq" | "ste" | "softRounding";
+/**
+ * How weights are quantized while they train: with learned scales (LSQ), fixed ones (STE), ones that cover the current
+ * weights of each channel (min-max), or with learned rounding and nothing else (AdaRound).
+ */
+export type WeightQuantizer = "lsq" | "ste" | "minMax" | "softRounding";
 
 /** How the parameters train. */
-export interface TrainingOptions extends AdamDecay {
+export interface TrainingOptions
+  extends AdamDecay, Pick<ActivationTraining, "activationQuantizer" | "quantizedShare"> {
   readonly rates: LearningRates;
   readonly weightQuantizer: WeightQuantizer;
   /** Part of a batch's statistics in the running ones. */
@@ -60,25 +75,15 @@ export class TrainingParameters implements Disposable {
   readonly #options: TrainingOptions;
   readonly #state: Tensor;
   readonly #slots: LayerSlots[] = [];
-  readonly #activations: ActivationState[];
-  readonly #activationStart: number;
+  readonly #activations: ActivationParameters;
   readonly #roundingStart: number;
   readonly #rowCount: number;
   readonly #flat: FlatParameters;
-  readonly #tensors: Record<
-    | "weights"
-    | "weightGradients"
-    | "rows"
-    | "qparams"
-    | "scaleTerms"
-    | "quantizers",
-    Tensor
-  >;
+  readonly #tensors: Record<"weights" | "weightGradients" | "rows", Tensor>;
   readonly #byWeight = new Map<string, Trainable>();
   readonly #byBias = new Map<string, Trainable>();
   readonly #batchNorms = new Map<string, LiveBatchNorm>();
   readonly #running: { layer: LayerState; mean: Tensor; variance: Tensor }[] = [];
-  readonly #quantizers = new Map<string, ActivationQuantizer>();
 
   /**
    * @param device where to train
@@ -112,64 +117,36 @@ export class TrainingParameters implements Disposable {
       const { batchNorm, bias } = layer;
       this.#slots.push({
         layer,
-        latent: layout.take(floats, soft ? 0 : rates.weights * rootMeanSquare(layer.latent.data)),
-        logScale: layout.take(channels, options.weightQuantizer === "lsq" ? rates.weightScales : 0),
+        latent: layout.take(floats, soft ? 0 : weightRate(layer, rates)),
+        logScale: layout.take(
+          channels,
+          options.weightQuantizer === "lsq" ? weightScaleRate(layer, rates) : 0,
+        ),
         gamma: layout.take(channels, batchNorm ? rates.biases : 0),
-        beta: layout.take(channels, batchNorm || bias ? rates.biases : 0),
+        beta: layout.take(channels, batchNorm || bias ? biasRate(rates) : 0),
         weight: weightSize,
       });
       weightSize += roundUp(floats);
     }
-    this.#activations = Array.from(activations.keys(), (tensor) => {
-      const activation = student.activations.get(tensor);
-      if (activation === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
-      return activation;
+    this.#activations = new ActivationParameters(device, student, activations, layout, state, {
+      ...options,
+      rate: rates.activationScales,
+      absolute: rates.absolute ?? false,
     });
-    this.#activationStart = layout.take(this.#activations.length, rates.activationScales);
     // Soft rounding keeps one variable for each weight, in the layout of the quantized weights.
-    this.#roundingStart = layout.take(soft ? weightSize : 0, rates.weights);
+    this.#roundingStart = layout.take(soft ? weightSize : 0, scheduled(rates, rates.weights));
     this.#flat = new FlatParameters(device, layout, this.#startValues(layout.size));
     const rows = this.#slots.flatMap(weightRows);
     this.#rowCount = rows.length;
-    const termStarts: number[] = [];
-    let terms = 0;
-    for (const channels of activations.values()) {
-      termStarts.push(terms);
-      terms += roundUp(padded(channels));
-    }
-    const table = this.#activations.map((_, i) => ({
-      logScale: this.#activationStart + i,
-      qparams: i * (CHUNK_SIZE / 4),
-      scaleTerms: termStarts[i]! / 4,
-      scaleTermCount: padded([...activations.values()][i]!) / 4,
-    }));
     const flat = (floats: number, label: string) =>
       device.tensor([Math.max(floats, CHUNK_SIZE)], { label });
     this.#tensors = {
       weights: flat(weightSize, "quantized weights"),
       weightGradients: flat(weightSize, "gradients of quantized weights"),
       rows: device.uint32(encodeWeightRows(rows), { label: "weight rows" }),
-      qparams: flat(this.#activations.length * CHUNK_SIZE, "activation qparams"),
-      scaleTerms: flat(terms, "terms of the scale gradients"),
-      quantizers: device.uint32(encodeActivationScales(table), { label: "activation quantizers" }),
     };
     this.#load();
     for (const slots of this.#slots) this.#addLayer(slots);
-    this.#activations.forEach(({ tensor, learned }, i) => {
-      const channels = activations.get(tensor)!;
-      const learns = learned && options.rates.activationScales > 0;
-      this.#quantizers.set(tensor, {
-        qparams: view(this.#tensors.qparams, i * CHUNK_SIZE, [4], `qparams of ${tensor}`),
-        ...(learns && {
-          scaleSums: view(
-            this.#tensors.scaleTerms,
-            termStarts[i]!,
-            [channels],
-            `scale of ${tensor}`,
-          ),
-        }),
-      });
-    });
   }
 
   /** Quantized weight or bias by initializer name. */
@@ -179,7 +156,7 @@ export class TrainingParameters implements Disposable {
 
   /** Quantizer by tensor name. */
   quantizer(tensor: string): ActivationQuantizer | undefined {
-    return this.#quantizers.get(tensor);
+    return this.#activations.quantizer(tensor);
   }
 
   /** Batch norm by node name. */
@@ -189,16 +166,17 @@ export class TrainingParameters implements Disposable {
 
   /** Records what precedes the forward pass: quantized weights and activation scales from the parameters. */
   recordForward(plan: Plan): void {
-    const { rows, weights, quantizers, qparams } = this.#tensors;
+    const { rows, weights } = this.#tensors;
     const parameters = this.#flat.values;
     const { target } = this.#device;
+    if (this.#options.weightQuantizer === "minMax") {
+      plan.run(coverWeights({ rows: this.#rowCount }, target), { rows, parameters });
+    }
     const kernel = this.#options.weightQuantizer === "softRounding"
       ? softRoundWeights(this.#softRounding(), target)
       : quantizeWeights({ rows: this.#rowCount }, target);
     plan.run(kernel, { parameters, rows, w: weights });
-    if (this.#activations.length === 0) return;
-    const count = this.#activations.length;
-    plan.run(updateActivationScales({ count }, target), { parameters, quantizers, qparams });
+    this.#activations.recordForward(plan, parameters);
   }
 
   /** Records what follows the backward pass: gradients of latent weights and scales, and the optimizer's step. */
@@ -223,14 +201,7 @@ export class TrainingParameters implements Disposable {
       const kernel = quantizeWeightsBackward({ rows: this.#rowCount }, target);
       plan.run(kernel, { parameters, dw: t.weightGradients, rows, gradients });
     }
-    if (this.#activations.length > 0) {
-      plan.run(activationScaleGradients({ count: this.#activations.length }, target), {
-        quantizers: t.quantizers,
-        qparams: t.qparams,
-        scale_terms: t.scaleTerms,
-        gradients,
-      });
-    }
+    this.#activations.recordBackward(plan, gradients);
     this.#flat.recordStep(plan, this.#state, this.#options);
   }
 
@@ -268,16 +239,13 @@ export class TrainingParameters implements Disposable {
         }),
       });
     }
-    this.#activations.forEach((activation, i) => {
-      if (!activation.learned) return;
-      const scale = Math.fround(Math.exp(flat[this.#activationStart + i]!));
-      this.#student.setActivation({ ...activation, scale });
-    });
+    this.#activations.store(flat, this.#student);
   }
 
   /** Gives the GPU memory back. */
   [Symbol.dispose](): void {
     this.#flat[Symbol.dispose]();
+    this.#activations[Symbol.dispose]();
     for (const tensor of Object.values(this.#tensors)) this.#device.release(tensor);
     for (const { mean, variance } of this.#running) {
       this.#device.release(mean);
@@ -317,19 +285,12 @@ export class TrainingParameters implements Disposable {
         flat.set(layer.bias, beta);
       }
     }
-    this.#activations.forEach(({ scale }, i) => {
-      flat[this.#activationStart + i] = Math.log(scale);
-    });
+    this.#activations.writeStart(flat);
     return flat;
   }
 
   /** Uploads what the parameters do not hold. */
   #load(): void {
-    const qparams = new Float32Array(this.#activations.length * CHUNK_SIZE);
-    this.#activations.forEach(({ scale, zeroPoint, quantMin, quantMax }, i) => {
-      qparams.set([scale, zeroPoint, quantMin, quantMax], i * CHUNK_SIZE);
-    });
-    this.#device.uploadRaw(this.#tensors.qparams, qparams);
     if (this.#options.weightQuantizer === "softRounding") {
       this.#device.run(initializeSoftRounding(this.#softRounding(), this.#device.target), {
         parameters: this.#flat.values,
@@ -368,6 +329,28 @@ export class TrainingParameters implements Disposable {
       this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
     }
   }
+}
+
+function weightRate({ latent }: LayerState, rates: LearningRates): ParameterRate {
+  const { absolute, weights, weightDecay = 0 } = rates;
+  const rate = absolute ? weights : weights * rootMeanSquare(latent.data);
+  return { ...scheduled(rates, rate), decay: weightDecay };
+}
+
+function weightScaleRate(
+  { logScale }: LayerState,
+  { absolute, weightScales }: LearningRates,
+): number {
+  if (!absolute) return weightScales;
+  return weightScales / logScale.reduce((sum, log) => sum + Math.exp(log) / logScale.length, 0);
+}
+
+function biasRate({ biases, weightDecay = 0 }: LearningRates): ParameterRate {
+  return { scheduled: biases, decay: weightDecay };
+}
+
+function scheduled({ constantWeights }: LearningRates, rate: number): ParameterRate {
+  return constantWeights ? { constant: rate } : { scheduled: rate };
 }
 
 function roundUp(floats: number): number {

@@ -3,7 +3,7 @@
 // of the bandwidth of a copy, had every tensor been moved once by each kernel that needs it.
 import { batchNormStatistics } from "../../../kernels/batch_norm.ts";
 import { activationLayerForward, binaryForward } from "../../../kernels/elementwise.ts";
-import { fakeQuantizePerTensor } from "../../../kernels/fake_quantize.ts";
+import { fakeQuantizeForward } from "../../../kernels/fake_quantize.ts";
 import {
   batchNormBackward,
   fusedLayerBackward,
@@ -123,7 +123,7 @@ function casesOn(device: Device, memory: DisposableStack): Case[] {
     },
     {
       label: "fake-quantize",
-      work: [[fakeQuantizePerTensor({ ...LAYER, ...GRID }, target), { x, qparams, y }]],
+      work: [[fakeQuantizeForward(LAYER, target), { x, qparams, y }]],
       passes: 2,
       result: y,
       expected: (i) => SCALE * Math.min(Math.max(Math.round(xs[i]! / SCALE), 0), 15),

@@ -1,0 +1,240 @@
+// The activation quantizers of a student in training, as a part of the flat parameters: what each learns of its grid,
+// the grids on the GPU that the kernels read, and the terms of their gradients.
+import {
+  type ActivationScale,
+  activationScaleGradients,
+  encodeActivationScales,
+  LEARNED_PARAMETERS,
+  type LearnedGrid,
+  updateActivationScales,
+  zeroPointTerms,
+} from "../../kernels/activation_scales.ts";
+import { padded } from "../../kernels/kernel.ts";
+import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import type { Device } from "../gpu/device.ts";
+import type { Plan } from "../gpu/plan.ts";
+import { type Tensor, view } from "../gpu/tensor.ts";
+import type { ActivationQuantizer } from "../ops/context.ts";
+import type { FlatLayout } from "../optim/flat_parameters.ts";
+import { roundHalfEven } from "./rounding.ts";
+import type { ActivationState, Student } from "./student.ts";
+
+/** What of an activation's grid is learned: its scale (LSQ), or the bounds of its range (ULQ of AMCT). */
+export type ActivationTrainer = "lsq" | "range";
+
+/** What of an activation is quantized: each element with a probability, or ever more of each over the steps. */
+export type PartialQuantization =
+  | { readonly kind: "random"; readonly probability: number }
+  | { readonly kind: "gradual"; readonly steps: number };
+
+/** How activation quantizers train. */
+export interface ActivationTraining {
+  /** "lsq" by default. */
+  readonly activationQuantizer?: ActivationTrainer;
+  /** Part of the activations that is quantized in a step; null leaves them float. Default: all. */
+  readonly quantizedShare?: PartialQuantization | null;
+  /** Learning rate of logarithms of scales; with `absolute`, of scales and bounds themselves. 0: they stay. */
+  readonly rate: number;
+  /** Default false. */
+  readonly absolute?: boolean;
+}
+
+/** A range never closes: its scale would be 0. */
+const LEAST_RANGE = 1e-6;
+
+/** A quantizer and its place. */
+interface Slot {
+  readonly state: ActivationState;
+  readonly learns: LearnedGrid;
+  readonly entry: ActivationScale;
+  readonly channels: number;
+  /** Whether it has a learning rate. */
+  readonly trains: boolean;
+}
+
+/** Activation quantizers among the flat parameters of a student. */
+export class ActivationParameters implements Disposable {
+  readonly #device: Device;
+  readonly #slots: readonly Slot[];
+  readonly #qparams: Tensor;
+  readonly #terms: Tensor;
+  readonly #table: Tensor;
+  readonly #quantizers = new Map<string, ActivationQuantizer>();
+
+  /**
+   * @param device where to train
+   * @param student whose quantizers they are
+   * @param activations tensors whose quantizers are needed, with the channels of each
+   * @param layout of the flat parameters; theirs are added to it
+   * @param state the training state of kernels/schedule.ts
+   * @param training what they learn, and how fast
+   */
+  constructor(
+    device: Device,
+    student: Student,
+    activations: ReadonlyMap<string, number>,
+    layout: FlatLayout,
+    state: Tensor,
+    training: ActivationTraining,
+  ) {
+    this.#device = device;
+    let terms = 0;
+    this.#slots = Array.from(activations, ([tensor, channels], i): Slot => {
+      const quantizer = student.activations.get(tensor);
+      if (quantizer === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
+      const learns = learnedGrid(quantizer, training);
+      const trains = quantizer.learned && training.rate > 0;
+      const start = layout.take(
+        LEARNED_PARAMETERS[learns],
+        trains ? rateOf(quantizer, learns, training) : 0,
+      );
+      const place = { scaleTerms: terms, termCount: padded(channels) / 4 };
+      // As many terms of the zero point follow.
+      terms = 2 * zeroPointTerms(place) - terms;
+      const entry = { ...place, learns, start, qparams: i * (CHUNK_SIZE / 4) };
+      return { state: quantizer, learns, entry, channels, trains };
+    });
+    const flat = (floats: number, label: string) =>
+      device.tensor([Math.max(floats, CHUNK_SIZE)], { label });
+    this.#qparams = flat(this.#slots.length * CHUNK_SIZE, "activation qparams");
+    this.#terms = flat(terms * 4, "terms of the scale gradients");
+    const entries = this.#slots.map(({ entry }) => entry);
+    this.#table = device.uint32(encodeActivationScales(entries), {
+      label: "activation quantizers",
+    });
+    this.#upload();
+    if (training.quantizedShare === null) return;
+    this.#slots.forEach((slot, i) => this.#addQuantizer(slot, i, state, training));
+  }
+
+  /** Quantizer by tensor name. */
+  quantizer(tensor: string): ActivationQuantizer | undefined {
+    return this.#quantizers.get(tensor);
+  }
+
+  /** Writes what they start from into the flat parameters. */
+  writeStart(flat: Float32Array<ArrayBuffer>): void {
+    for (const { state, learns, entry: { start } } of this.#slots) {
+      flat.set(parametersOf(state, learns), start);
+    }
+  }
+
+  /** Records the grids from the parameters. */
+  recordForward(plan: Plan, parameters: Tensor): void {
+    const count = this.#slots.length;
+    if (count === 0) return;
+    plan.run(updateActivationScales({ count }, this.#device.target), {
+      parameters,
+      quantizers: this.#table,
+      qparams: this.#qparams,
+    });
+  }
+
+  /** Records the gradients of the parameters. */
+  recordBackward(plan: Plan, gradients: Tensor): void {
+    const count = this.#slots.length;
+    if (count === 0) return;
+    plan.run(activationScaleGradients({ count }, this.#device.target), {
+      quantizers: this.#table,
+      qparams: this.#qparams,
+      terms: this.#terms,
+      gradients,
+    });
+  }
+
+  /**
+   * Keeps the trained grids.
+   *
+   * @param flat the parameters
+   * @param student gets them
+   */
+  store(flat: Float32Array, student: Student): void {
+    for (const { state, learns, entry: { start } } of this.#slots) {
+      if (state.learned) student.setActivation({ ...state, ...gridOf(state, learns, flat, start) });
+    }
+  }
+
+  /** Gives the GPU memory back. */
+  [Symbol.dispose](): void {
+    for (const tensor of [this.#qparams, this.#terms, this.#table]) this.#device.release(tensor);
+  }
+
+  #upload(): void {
+    const qparams = new Float32Array(this.#slots.length * CHUNK_SIZE);
+    this.#slots.forEach(({ state: { scale, zeroPoint, quantMin, quantMax } }, i) => {
+      qparams.set([scale, zeroPoint, quantMin, quantMax], i * CHUNK_SIZE);
+    });
+    this.#device.uploadRaw(this.#qparams, qparams);
+  }
+
+  #addQuantizer(
+    { state: { tensor }, entry, channels, trains, learns }: Slot,
+    i: number,
+    state: Tensor,
+    { quantizedShare: share }: ActivationTraining,
+  ): void {
+    const terms = (vector: number, label: string) =>
+      view(this.#terms, vector * 4, [channels], `${label} of ${tensor}`);
+    const movesZeroPoint = learns === "range" || learns === "zeroPoint";
+    const partial = share ? { partial: { share: { ...share, stream: i + 1 }, state } } : {};
+    this.#quantizers.set(tensor, {
+      qparams: view(this.#qparams, i * CHUNK_SIZE, [4], `qparams of ${tensor}`),
+      ...partial,
+      ...(trains && { scaleSums: terms(entry.scaleTerms, "scale") }),
+      ...(trains && movesZeroPoint &&
+        { zeroPointSums: terms(zeroPointTerms(entry), "zero point") }),
+    });
+  }
+}
+
+/** A lower bound of 0, as behind a ReLU, stays there. */
+function learnedGrid(
+  { zeroPoint, quantMin }: ActivationState,
+  { activationQuantizer }: ActivationTraining,
+): LearnedGrid {
+  if (activationQuantizer !== "range") return "scale";
+  return zeroPoint === quantMin ? "upper" : "range";
+}
+
+/** A step of log s is one of s over s. */
+function rateOf(
+  { scale }: ActivationState,
+  learns: LearnedGrid,
+  { rate, absolute = false }: ActivationTraining,
+): number {
+  const logarithmic = learns === "scale" || learns === "zeroPoint";
+  return absolute && logarithmic ? rate / scale : rate;
+}
+
+function parametersOf(
+  { scale, zeroPoint, quantMin, quantMax }: ActivationState,
+  learns: LearnedGrid,
+): number[] {
+  const low = scale * (quantMin - zeroPoint), high = scale * (quantMax - zeroPoint);
+  return {
+    scale: [Math.log(scale)],
+    zeroPoint: [Math.log(scale), zeroPoint],
+    range: [low, high],
+    upper: [high],
+  }[learns];
+}
+
+/** As updateActivationScales makes it. */
+function gridOf(
+  { zeroPoint, quantMin, quantMax }: ActivationState,
+  learns: LearnedGrid,
+  flat: Float32Array,
+  start: number,
+): { scale: number; zeroPoint: number } {
+  const [first = 0, second = 0] = flat.subarray(start, start + 2);
+  const onGrid = (value: number) => Math.min(quantMax, Math.max(quantMin, roundHalfEven(value)));
+  if (learns === "range") {
+    const scale = Math.fround(Math.max(second - first, LEAST_RANGE) / (quantMax - quantMin));
+    return { scale, zeroPoint: onGrid(quantMin - first / scale) };
+  }
+  if (learns === "upper") {
+    return { scale: Math.fround(Math.max(first, LEAST_RANGE) / (quantMax - zeroPoint)), zeroPoint };
+  }
+  const scale = Math.fround(Math.exp(first));
+  return { scale, zeroPoint: learns === "zeroPoint" ? onGrid(second) : zeroPoint };
+}
