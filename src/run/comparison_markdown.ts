@@ -21,7 +21,8 @@ export function comparisonMarkdown(table: ComparisonTable): string {
     ),
     footnotes(table),
     failureList(table),
-    "Times and memory. Peak: the largest resident memory of the process while the students of the line " +
+    "Times and memory. The first student of a call also compiles the kernels, and its evaluation is the fp32 " +
+    "network's too. Peak: the largest resident memory of the process while the students of the line " +
     "were made; what earlier ones left allocated counts.",
     costTable(table),
   ].filter((part) => part !== "").join("\n\n") + "\n";

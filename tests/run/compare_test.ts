@@ -4,7 +4,7 @@ import { GpuError } from "../../src/core/errors.ts";
 import { compare } from "../../src/run/compare.ts";
 import type { StudentResult } from "../../src/run/comparison_results.ts";
 import type { ComparisonTable } from "../../src/run/comparison_table.ts";
-import { dropOf, fakeInputs, fakeStudents, inFolder, PLAN } from "./_fake_comparison.ts";
+import { type dropOf, fakeInputs, fakeStudents, inFolder, PLAN } from "./_fake_comparison.ts";
 
 const NAMES = [0, 1].flatMap((seed) =>
   [8, 4].flatMap((bits) => ["nearest", "gptq"].map((rounding) => `${rounding} W${bits} ${seed}`))
