@@ -18,7 +18,7 @@ import { readJson } from "../run/input_files.ts";
 import { MNIST_EXAMPLE, mnistExample } from "../run/mnist_example.ts";
 import { type EncodedRun, RUN_ENTRIES, runFiles } from "../run/run_files.ts";
 import { checkRunFolder, writeRunFolder } from "../run/run_folder.ts";
-import { readRunInputs, type RunInputs } from "../run/run_inputs.ts";
+import { readRunInputs, type RunInputs, usesLabels } from "../run/run_inputs.ts";
 import { type Flags, recipeOf } from "./flags.ts";
 import type { Io } from "./io.ts";
 import { ProgressPrinter } from "./progress.ts";
@@ -57,6 +57,24 @@ const SINGLE_RUN_KEYS = ["model", "method", "weightBits", "activationBits", "cal
  * @param engine the engine
  */
 export async function distillCommand(flags: Flags, io: Io, engine: Engine): Promise<void> {
+  const recipe = recipeOf(await readLayers(flags, io), flags, io.cwd);
+  const single = flags.recipe !== undefined || SINGLE_RUN_KEYS.some((key) => flags.values.has(key));
+  await (single
+    ? distillOne(recipe, flags, io, engine)
+    : distillExample(recipe, flags, io, engine));
+}
+
+/**
+ * The recipes that the flags override: the built-in example's, unless there is a network of the user's, and a file.
+ *
+ * @param flags the command line
+ * @param io which folder relative paths start from
+ * @returns for {@linkcode recipeOf}, the strongest last
+ */
+export async function readLayers(
+  flags: Flags,
+  io: Io,
+): Promise<{ value: unknown; path: string }[]> {
   const layers: { value: unknown; path: string }[] = [];
   if (flags.recipe !== undefined) {
     const path = resolve(io.cwd, flags.recipe);
@@ -67,11 +85,7 @@ export async function distillCommand(flags: Flags, io: Io, engine: Engine): Prom
     const path = mnistExample().recipe;
     layers.unshift({ value: await readJson(path), path });
   }
-  const recipe = recipeOf(layers, flags, io.cwd);
-  const single = flags.recipe !== undefined || SINGLE_RUN_KEYS.some((key) => flags.values.has(key));
-  await (single
-    ? distillOne(recipe, flags, io, engine)
-    : distillExample(recipe, flags, io, engine));
+  return layers;
 }
 
 async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
@@ -115,7 +129,7 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
     const name = names[index]!;
     printer.prefix = `${index + 1}/${recipes.length} ${name}: `;
     const own = { ...recipe, out: join(out, name) };
-    const data = recipe.method === "qat" ? inputs.data : unlabelled;
+    const data = usesLabels(recipe) ? inputs.data : unlabelled;
     const place = { device, engine, printer, io, teacherClasses };
     const { files, report } = await run(own, { ...inputs, data }, place);
     reports.push(report);
@@ -176,7 +190,14 @@ async function run(
   }
 }
 
-function describeInputs({ data }: RunInputs, printer: ProgressPrinter): void {
+/**
+ * Says what the inputs were recognised as.
+ *
+ * @param inputs network and data
+ * @param inputs.data the data
+ * @param printer where to say it
+ */
+export function describeInputs({ data }: RunInputs, printer: ProgressPrinter): void {
   printer.note(`calibration: ${describeImages(data.calibration)}`);
   if (data.evaluation !== undefined) {
     printer.note(`evaluation: ${describeImages(data.evaluation)}`);

@@ -3,6 +3,7 @@ import { isAbsolute, resolve } from "node:path";
 import { checkRecipe, checkRecipePart, type Recipe, RECIPE_FIELDS } from "../distill/recipe.ts";
 import type { RecipeField } from "../distill/recipe_fields.ts";
 import { VERSION } from "../distill/report.ts";
+import { PATH_KEYS } from "../run/run_inputs.ts";
 import { nearestName } from "../core/nearest_name.ts";
 import { FormatError } from "../core/errors.ts";
 
@@ -20,9 +21,26 @@ export interface Flags {
   readonly debug: boolean;
   /** Recipe file that the flags override. */
   readonly recipe: string | undefined;
+  /** Values of the command's own flags. */
+  readonly own: ReadonlyMap<string, string>;
   /** Values by key of the recipe, e.g. `augment.copies`. */
   readonly values: ReadonlyMap<string, unknown>;
 }
+
+/** What a command takes beside the flags that all share. */
+export interface CommandFlags {
+  /** Its own flags, which may take the place of a key's: what their value is called in `--help`, and what they do. */
+  readonly own?: Readonly<Record<string, { readonly value: string; readonly about: string }>>;
+  /** Keys of the recipe that it does not take, and the flag to use instead. */
+  readonly instead?: Readonly<Record<string, string>>;
+}
+
+const RECIPE_FLAG = {
+  recipe: {
+    value: "FILE",
+    about: "recipe.json to repeat; the other flags override it (default none)",
+  },
+};
 
 const SWITCHES: Readonly<Record<string, string>> = {
   help: "show this and stop",
@@ -35,27 +53,22 @@ const FIELDS_BY_FLAG: ReadonlyMap<string, RecipeField> = new Map(
   RECIPE_FIELDS.map((field) => [flagOf(field.key), field]),
 );
 
-/** Keys whose values are paths. */
-const PATHS: readonly string[] = [
-  "model",
-  "calibration",
-  "calibrationLabels",
-  "evaluate",
-  "labels",
-  "out",
-];
-
 /**
  * Reads the command line. Values are checked for their kind here and for their range by {@linkcode recipeOf}.
  *
  * @param args words after the program's name
+ * @param command what the command takes beside the flags that all share
  * @returns the flags
  * @throws UsageError for an unknown flag, a missing value or a value of the wrong kind
  */
-export function parseFlags(args: readonly string[]): Flags {
+export function parseFlags(
+  args: readonly string[],
+  { own: more = {}, instead = {} }: CommandFlags = {},
+): Flags {
+  const ownFlags = { ...RECIPE_FLAG, ...more };
   const switches = new Set<string>();
   const values = new Map<string, unknown>();
-  let recipe: string | undefined;
+  const own = new Map<string, string>();
   for (let i = 0; i < args.length; i++) {
     const [word, inline] = splitFlag(args[i]!);
     const flag = word === "h" ? "help" : word;
@@ -64,21 +77,25 @@ export function parseFlags(args: readonly string[]): Flags {
       switches.add(flag);
       continue;
     }
-    const field = FIELDS_BY_FLAG.get(flag);
-    if (field === undefined && flag !== "recipe") throw unknownFlag(flag);
+    const ownFlag = Object.hasOwn(ownFlags, flag) ? ownFlags[flag as keyof typeof ownFlags] : null;
+    const field = ownFlag ? undefined : FIELDS_BY_FLAG.get(flag);
+    if (field !== undefined && Object.hasOwn(instead, field.key)) {
+      throw new UsageError(`--${flag}: not taken here, use --${instead[field.key]}`);
+    }
+    const wanted = ownFlag?.value ?? (field && placeholder(field));
+    if (wanted === undefined) throw unknownFlag(flag, ownFlags);
     const value = inline ?? args[++i];
     if (value === undefined || (inline === undefined && value.startsWith("--"))) {
-      const wanted = field === undefined ? "FILE" : placeholder(field);
       throw new UsageError(`--${flag}: needs a value, --${flag} ${wanted}`);
     }
-    const given = field === undefined ? recipe !== undefined : values.has(field.key);
+    const given = field === undefined ? own.has(flag) : values.has(field.key);
     if (given) throw new UsageError(`--${flag}: given twice`);
-    if (field === undefined) recipe = value;
-    else values.set(field.key, valueOf(field, flag, value));
+    if (field === undefined) own.set(flag, value);
+    else values.set(field.key, valueOf(field, `--${flag}`, value));
   }
   const [help, version, json, debug] = ["help", "version", "json", "debug"]
     .map((name) => switches.has(name)) as [boolean, boolean, boolean, boolean];
-  return { help, version, json, debug, recipe, values };
+  return { help, version, json, debug, recipe: own.get("recipe"), own, values };
 }
 
 /**
@@ -115,7 +132,7 @@ export function recipeOf(
       ? value
       : { ...isRecord(before) ? before : {}, [inner]: value };
   }
-  for (const key of PATHS) {
+  for (const key of PATH_KEYS) {
     const path = merged[key];
     const isName = key === "model" && path === "mnist";
     if (typeof path === "string" && path !== "" && !isName && !isAbsolute(path)) {
@@ -132,27 +149,50 @@ export function recipeOf(
 
 /** @returns the text of `--help`: every flag with its default */
 export function helpText(): string {
-  const rows = [
-    ...RECIPE_FIELDS.map((field) => [
-      `--${flagOf(field.key)} ${placeholder(field)}`,
-      `${field.about}${choices(field)} (default ${shownDefault(field)})`,
-    ]),
-    ["--recipe FILE", "recipe.json to repeat; the other flags override it (default none)"],
-    ...Object.entries(SWITCHES).map(([name, about]) => [`--${name}`, `${about} (default off)`]),
-  ] as [string, string][];
-  const width = Math.max(...rows.map(([flag]) => flag.length));
   return [
     `stilla ${VERSION}: distils a trained fp32 network into an int8 one (2 to 8 bits).`,
     "",
     "usage: deno task distill [flags]",
     "Without --model: the built-in MNIST example, every method at W8A8 and W4A4, in one table.",
     "",
-    ...rows.map(([flag, about]) => `  ${flag.padEnd(width)}  ${about}`),
+    ...flagLines(),
     "",
-    "exit codes: 0 done, 2 bad input, 3 no usable GPU or driver, 4 numbers diverged,",
-    "5 out of memory or disk, 130/143 stopped by a signal",
+    ...EXIT_CODES,
     "",
   ].join("\n");
+}
+
+/** The last lines of `--help`. */
+export const EXIT_CODES: readonly string[] = [
+  "exit codes: 0 done, 2 bad input, 3 no usable GPU or driver, 4 numbers diverged,",
+  "5 out of memory or disk, 130/143 stopped by a signal",
+];
+
+/**
+ * The flags' lines of `--help`.
+ *
+ * @param command what the command takes beside the flags that all share
+ * @returns a line each
+ */
+export function flagLines({ own = {}, instead = {} }: CommandFlags = {}): string[] {
+  const shared = RECIPE_FIELDS.filter(({ key }) =>
+    !Object.hasOwn(instead, key) && !Object.hasOwn(own, flagOf(key))
+  );
+  const ownLine = ([name, { value, about }]: [string, { value: string; about: string }]) => [
+    `--${name} ${value}`,
+    about,
+  ];
+  const rows = [
+    ...Object.entries(own).map(ownLine),
+    ...shared.map((field) => [
+      `--${flagOf(field.key)} ${placeholder(field)}`,
+      `${field.about}${choices(field)} (default ${shownDefault(field)})`,
+    ]),
+    ...Object.entries(RECIPE_FLAG).map(ownLine),
+    ...Object.entries(SWITCHES).map(([name, about]) => [`--${name}`, `${about} (default off)`]),
+  ] as [string, string][];
+  const width = Math.max(...rows.map(([flag]) => flag.length));
+  return rows.map(([flag, about]) => `  ${flag.padEnd(width)}  ${about}`);
 }
 
 /**
@@ -175,19 +215,28 @@ function splitFlag(word: string): [flag: string, inline: string | undefined] {
   return [flag, inline];
 }
 
-function unknownFlag(flag: string): UsageError {
-  const known = [...FIELDS_BY_FLAG.keys(), "recipe", ...Object.keys(SWITCHES)];
+function unknownFlag(flag: string, own: object): UsageError {
+  const known = [...FIELDS_BY_FLAG.keys(), ...Object.keys(own), ...Object.keys(SWITCHES)];
   const near = nearestName(flag, known);
   const hint = near === undefined ? "--help shows them all" : `did you mean --${near}?`;
   return new UsageError(`--${flag}: unknown flag, ${hint}`);
 }
 
-function valueOf(field: RecipeField, flag: string, word: string): unknown {
+/**
+ * A word as a value of the recipe; its range is checked later.
+ *
+ * @param field which key
+ * @param place where the word stands, for the error
+ * @param word the word
+ * @returns the value
+ * @throws UsageError when the word is of the wrong kind
+ */
+export function valueOf(field: RecipeField, place: string, word: string): unknown {
   if (field.nullable && word === "null") return null;
   if (field.kind === "text") return word;
   if (field.kind === "texts") return word.split(",");
   const wrong = () =>
-    new UsageError(`--${flag}: found ${JSON.stringify(word)}, expected ${field.expected}`);
+    new UsageError(`${place}: found ${JSON.stringify(word)}, expected ${field.expected}`);
   if (field.kind === "boolean") {
     if (word !== "true" && word !== "false") throw wrong();
     return word === "true";
@@ -202,7 +251,7 @@ function valueOf(field: RecipeField, flag: string, word: string): unknown {
 
 function placeholder({ key, kind }: RecipeField): string {
   if (key === "out") return "FOLDER";
-  if (PATHS.includes(key)) return "FILE";
+  if (PATH_KEYS.includes(key)) return "FILE";
   return {
     text: "NAME",
     texts: "NAME,NAME,..",
@@ -222,5 +271,5 @@ function shownDefault(field: RecipeField): string {
   const value = field.default;
   if (Array.isArray(value)) return value.join(",");
   if (field.key === "out") return "runs/MODEL-METHOD-wBaB";
-  return value === null ? (PATHS.includes(field.key) ? "none" : "null") : String(value);
+  return value === null ? (PATH_KEYS.includes(field.key) ? "none" : "null") : String(value);
 }

@@ -185,7 +185,14 @@ export function reportJson(report: unknown): string {
   return `${JSON.stringify(report, finite, 2)}\n`;
 }
 
-function decimal(value: number | null, digits: number): string {
+/**
+ * A number for a table.
+ *
+ * @param value the number
+ * @param digits behind the point
+ * @returns for example `0.64`; `-` where there is none
+ */
+export function decimal(value: number | null, digits: number): string {
   if (value === null) return "-";
   // No "-0.00".
   return (Math.abs(value) < 0.5 * 10 ** -digits ? 0 : value).toFixed(digits);

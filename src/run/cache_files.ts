@@ -1,9 +1,10 @@
 // What stilla remembers between runs: small JSON files in the user's cache folder. They only make things faster, so one
 // that is damaged or belongs to something else is left alone after a word, and nothing fails because of it.
-import { dirname, isAbsolute, join } from "node:path";
+import { isAbsolute, join } from "node:path";
 import type { z } from "zod";
 import { VERSION } from "../distill/report.ts";
 import { readJson } from "./input_files.ts";
+import { writeWholeFile } from "./whole_file.ts";
 
 /** What a measurement holds for; it says nothing about any other version or machine. */
 export interface CacheOwner {
@@ -98,19 +99,7 @@ export async function readCacheFile<T extends CacheOwner>(
  * @param value its content
  */
 export async function writeCacheFile(path: string, value: CacheOwner): Promise<void> {
-  const folder = dirname(path);
-  await Deno.mkdir(folder, { recursive: true });
-  const stage = await Deno.makeTempFile({ dir: folder, prefix: ".stilla-" });
-  try {
-    const bytes = new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`);
-    using handle = await Deno.open(stage, { write: true });
-    for (let at = 0; at < bytes.length;) at += await handle.write(bytes.subarray(at));
-    await handle.sync();
-    await Deno.rename(stage, path);
-  } catch (error) {
-    await Deno.remove(stage).catch(() => {});
-    throw error;
-  }
+  await writeWholeFile(path, `${JSON.stringify(value, null, 2)}\n`);
 }
 
 /**

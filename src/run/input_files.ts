@@ -11,6 +11,7 @@ import { importOnnx } from "../formats/onnx_import.ts";
 import { type JsonValue, parseStrictJson } from "../formats/strict_json.ts";
 import { decodeUtf8 } from "../formats/untrusted.ts";
 import type { Graph } from "../graph/graph.ts";
+import { contentDigest } from "./content_digest.ts";
 import { readImageFolder } from "./image_folder.ts";
 import { readRegularFile } from "./regular_file.ts";
 
@@ -18,6 +19,8 @@ import { readRegularFile } from "./regular_file.ts";
 export interface ModelFile {
   readonly graph: Graph;
   readonly sizeBytes: number;
+  /** {@linkcode contentDigest} of the file. */
+  readonly digest: string;
 }
 
 /**
@@ -40,7 +43,7 @@ export async function readModel(path: string): Promise<ModelFile> {
       `found ${data[at]} at element ${at}, expected finite weights`,
     );
   }
-  return { graph, sizeBytes: bytes.length };
+  return { graph, sizeBytes: bytes.length, digest: contentDigest([bytes]) };
 }
 
 /**

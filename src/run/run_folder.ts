@@ -159,8 +159,14 @@ async function syncFolder(path: string): Promise<void> {
   await folder.sync();
 }
 
-/** A full disk keeps its own class; every other refusal of the system becomes one line about the folder. */
-function unwritable(folder: string, error: unknown): unknown {
+/**
+ * A full disk keeps its own class; every other refusal of the system becomes one line about the folder.
+ *
+ * @param folder what could not be written
+ * @param error what the system said
+ * @returns the error to throw
+ */
+export function unwritable(folder: string, error: unknown): unknown {
   if (!(error instanceof Error) || error instanceof FormatError || error instanceof RangeError) {
     return error;
   }

@@ -13,6 +13,8 @@ export interface RunInputs {
   readonly model: Graph;
   /** Size of the model file. */
   readonly modelBytes: number;
+  /** Content of the model file. */
+  readonly modelDigest: string;
   readonly data: RecognisedData;
 }
 
@@ -25,7 +27,7 @@ export interface RunInputs {
  */
 export async function readRunInputs(recipe: Recipe): Promise<RunInputs> {
   const paths = inputPaths(recipe);
-  const { graph: model, sizeBytes: modelBytes } = await readModel(paths.model);
+  const { graph: model, sizeBytes: modelBytes, digest: modelDigest } = await readModel(paths.model);
   const size = inputSizeOf(model, paths.model);
   const classes = classesOf(model, size);
   const calibration = await readInputs(paths.calibration, size);
@@ -43,7 +45,27 @@ export async function readRunInputs(recipe: Recipe): Promise<RunInputs> {
     ...(evaluation && { evaluation }),
     ...(evaluationLabels && { evaluationLabels }),
   };
-  return { model, modelBytes, data };
+  return { model, modelBytes, modelDigest, data };
+}
+
+/** Keys of a recipe that are paths. */
+export const PATH_KEYS: readonly string[] = [
+  "model",
+  "calibration",
+  "calibrationLabels",
+  "evaluate",
+  "labels",
+  "out",
+];
+
+/**
+ * Whether a run learns from class numbers.
+ *
+ * @param recipe the recipe
+ * @returns true when labels of the calibration inputs are to be handed over
+ */
+export function usesLabels({ method }: Pick<Recipe, "method">): boolean {
+  return method === "qat";
 }
 
 interface InputPaths {
@@ -55,7 +77,7 @@ interface InputPaths {
 }
 
 function inputPaths(recipe: Recipe): InputPaths {
-  const needsLabels = recipe.method === "qat";
+  const needsLabels = usesLabels(recipe);
   if (recipe.model !== MNIST_EXAMPLE) {
     const { model, calibration, calibrationLabels, evaluate, labels } = recipe;
     if (calibration === null) {

@@ -41,8 +41,7 @@ export function fakeEngine(
 ): Engine {
   const { failure, seen = [] } = options;
   return {
-    // The fake engine never looks at its device.
-    open: () => Promise.resolve({ [Symbol.dispose]: () => {} } as unknown as Device),
+    open: () => Promise.resolve(fakeDevice()),
     distill: (...parameters) => {
       seen.push(parameters);
       const [graph, data, recipe, hooks] = parameters;
@@ -53,6 +52,11 @@ export function fakeEngine(
       return Promise.resolve({ student, report: fakeReport(recipe, data.calibration.count) });
     },
   };
+}
+
+/** A device that the fake engine never computes on. */
+export function fakeDevice(adapterName = "none"): Device {
+  return { adapterName, trim: () => {}, [Symbol.dispose]: () => {} } as unknown as Device;
 }
 
 function fakeReport(
