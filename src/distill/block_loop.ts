@@ -166,6 +166,7 @@ function unitTraining(session: Session, unit: Block, steps: number) {
     batch,
     rates: learningRates(recipe, batch),
     weightQuantizer: recipe.weightQuantizer,
+    tileStorage: recipe.tileStorage,
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep: new Set(unit.outputs),
     terms: 1,

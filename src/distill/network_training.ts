@@ -90,6 +90,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     batch,
     rates: training.rates,
     weightQuantizer: recipe.weightQuantizer,
+    tileStorage: recipe.tileStorage,
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep,
     terms,

@@ -2,6 +2,7 @@
 // gradients are wanted, the tape.
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
 import type { SquaredErrorTerm } from "../../kernels/mse.ts";
+import type { TileStorage } from "../../kernels/tile_storage.ts";
 import type { Tape } from "../autograd/tape.ts";
 import type { Recorder } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -64,6 +65,8 @@ export interface OpContext {
    * and they are compiled once.
    */
   readonly passThrough?: ActivationQuantizer;
+  /** Of the layers' forward products; default float32. */
+  readonly tileStorage?: TileStorage | undefined;
   /** Tensors that must outlive the recorded steps, besides the graph's outputs. */
   readonly keep?: ReadonlySet<string>;
   /** Present when gradients are wanted. */
