@@ -29,6 +29,7 @@ export { Device, type DeviceOptions } from "./src/gpu/device.ts";
 export { type KernelTime, Profiler } from "./src/gpu/profiler.ts";
 export type { Tensor } from "./src/gpu/tensor.ts";
 export type { AdapterDescription, FindTiles } from "./src/gpu/adapter.ts";
+export { findTunedTiles } from "./src/run/tuning_cache.ts";
 export type {
   Access,
   Binding,

@@ -13,6 +13,7 @@ import {
   padded,
   range,
 } from "./kernel.ts";
+import { TILE_FORMS } from "./tile_storage.ts";
 
 /** Tile of a workgroup of 256 invocations, each with `channelVectors` x `pixelVectors` blocks of 4x4. */
 export interface GpuTile {
@@ -42,6 +43,7 @@ export function convolutionGpu(
   tile: GpuTile,
 ): Kernel {
   const { epilogue, inputName, outputName, group, rows, columns } = convolution;
+  const form = TILE_FORMS[convolution.tileStorage];
   const bindings: Binding[] = [
     { name: inputName, access: "read" },
     { name: "w", access: "read" },
@@ -56,13 +58,13 @@ export function convolutionGpu(
   const across4 = tile.channels / 4 / tile.channelVectors;
   const m = range(tile.channelVectors);
   const n = range(tile.pixelVectors);
-  const code = /* wgsl */ `${declareBindings(bindings)}
+  const code = /* wgsl */ `${form.enable}${declareBindings(bindings)}
 
 const CHANNELS = ${tile.channels / 4}u;
 const PIXELS = ${tile.pixels / 4}u;
 const DEPTH = ${depth}u;
-var<workgroup> weights: array<vec4f, ${tile.depth * tile.channels / 4}>;
-var<workgroup> inputs: array<vec4f, ${tile.depth * tile.pixels / 4}>;
+var<workgroup> weights: array<${form.type}, ${tile.depth * tile.channels / 4}>;
+var<workgroup> inputs: array<${form.type}, ${tile.depth * tile.pixels / 4}>;
 
 ${weightLoader(convolution)}
 
@@ -197,7 +199,8 @@ fn pixel_at(flat: u32) -> vec3i {
 
 /** The loop over depth: fetch, store to workgroup memory, multiply. */
 function product(convolution: TapConvolution, tile: GpuTile, depth: number): string {
-  const { transposed } = convolution;
+  const { transposed, tileStorage } = convolution;
+  const form = TILE_FORMS[tileStorage];
   const vectors = tile.depth / 4;
   const steps = Math.ceil(depth / vectors);
   const weightBlocks = vectors * tile.channels / 4;
@@ -231,25 +234,29 @@ function product(convolution: TapConvolution, tile: GpuTile, depth: number): str
     weightBlocks,
     COMPONENTS.map((c, i) =>
       `    weights[(weight_k * 4u + ${i}u) * CHANNELS + (weight_m ^ weight_k)] = ${
-        transposed ? `a${i}` : transpose("a", c)
+        form.keep(transposed ? `a${i}` : transpose("a", c))
       };`
     ).join("\n"),
   ) + "\n    " +
     guard(
       inputBlocks,
       COMPONENTS.map((c, i) =>
-        `    inputs[(input_k * 4u + ${i}u) * PIXELS + (input_n ^ input_k)] = ${transpose("b", c)};`
+        `    inputs[(input_k * 4u + ${i}u) * PIXELS + (input_n ^ input_k)] = ${
+          form.keep(transpose("b", c))
+        };`
       ).join("\n"),
     );
   const across = tile.channels / 4 / tile.channelVectors;
   const down = tile.pixels / 4 / tile.pixelVectors;
   const inner = range(4).flatMap((u) => [
-    ...range(tile.channelVectors).map((i) =>
-      `let m${u}_${i} = weights[(k * 4u + ${u}u) * CHANNELS + ((mine_m + ${i * across}u) ^ k)];`
-    ),
-    ...range(tile.pixelVectors).map((j) =>
-      `let n${u}_${j} = inputs[(k * 4u + ${u}u) * PIXELS + ((mine_n + ${j * down}u) ^ k)];`
-    ),
+    ...range(tile.channelVectors).map((i) => {
+      const element = `weights[(k * 4u + ${u}u) * CHANNELS + ((mine_m + ${i * across}u) ^ k)]`;
+      return `let m${u}_${i} = ${form.load(element)};`;
+    }),
+    ...range(tile.pixelVectors).map((j) => {
+      const element = `inputs[(k * 4u + ${u}u) * PIXELS + ((mine_n + ${j * down}u) ^ k)]`;
+      return `let n${u}_${j} = ${form.load(element)};`;
+    }),
     ...range(tile.channelVectors).flatMap((i) =>
       range(tile.pixelVectors).flatMap((j) =>
         COMPONENTS.map((c, p) =>

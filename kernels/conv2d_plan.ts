@@ -4,6 +4,7 @@
 // modulo the stride (the transposed convolution of Dumoulin and Visin 2016, without the inserted zeros).
 import type { Epilogue } from "./epilogue.ts";
 import { padded } from "./kernel.ts";
+import type { TileStorage } from "./tile_storage.ts";
 
 /** Shape of a 2-D convolution; x [N, H, W, C], w [O, KH, KW, C / group], y [N, OH, OW, O]. */
 export interface Conv2dSpec {
@@ -25,6 +26,8 @@ export interface Conv2dSpec {
   readonly dilationHeight: number;
   readonly dilationWidth: number;
   readonly group: number;
+  /** Of the forward pass's tiles in family "gpu", the only one that has them; default float32. */
+  readonly tileStorage?: TileStorage | undefined;
 }
 
 /** Taps of one axis: tap i is kernel position `kernelStart + i * kernelStep`, read at `offsetStart + i * offsetStep`. */
@@ -67,6 +70,7 @@ export interface TapConvolution {
   readonly kernelWidth: number;
   /** True when w is summed over its first axis (the gradient of the input). */
   readonly transposed: boolean;
+  readonly tileStorage: TileStorage;
   readonly epilogue: Epilogue;
 }
 
@@ -109,6 +113,7 @@ export function forwardConvolution(spec: Conv2dSpec, epilogue: Epilogue): TapCon
     kernelHeight: spec.kernelHeight,
     kernelWidth: spec.kernelWidth,
     transposed: false,
+    tileStorage: spec.tileStorage ?? "float32",
     epilogue,
   };
 }
@@ -147,6 +152,7 @@ export function backwardInputConvolutions(spec: Conv2dSpec): TapConvolution[] {
       kernelHeight: spec.kernelHeight,
       kernelWidth: spec.kernelWidth,
       transposed: true,
+      tileStorage: "float32" as const, // gradients may be too small for float16
       epilogue: {},
     }))
   );

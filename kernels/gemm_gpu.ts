@@ -3,6 +3,7 @@
 // transposed 4x4 in registers on its way. The next block is loaded into registers while this one is multiplied.
 import type { GemmPlan, GemmSpec, GemmStore } from "./gemm_plan.ts";
 import { COMPONENTS, declareBindings, grid1d, type Kernel, padded, range } from "./kernel.ts";
+import { TILE_FORMS, type TileForm } from "./tile_storage.ts";
 
 const INVOCATIONS = 64;
 /** Workgroups wanted before splitting k: two for each multiprocessor of a large GPU. */
@@ -63,7 +64,8 @@ function blockDepth(tile: number): number {
 
 // y[i, j] = sum_k a[i, k] b[k, j]
 function gpuGemm(spec: GemmSpec, tile: number, chunk: number, store: GemmStore): Kernel {
-  const { m, n, k } = spec;
+  const { m, n, k, tileStorage = "float32" } = spec;
+  const form = TILE_FORMS[tileStorage];
   const rowTiles = Math.ceil(m / tile), columnTiles = Math.ceil(n / tile);
   const splits = Math.ceil(k / chunk);
   const grid = grid1d(rowTiles * columnTiles, 1);
@@ -72,10 +74,10 @@ function gpuGemm(spec: GemmSpec, tile: number, chunk: number, store: GemmStore):
   const sums = range(4 * blocks).flatMap((i) =>
     range(blocks).map((j) => `var sum_${i}_${j} = vec4f(0);`)
   );
-  const code = /* wgsl */ `${declareBindings(store.bindings)}
+  const code = /* wgsl */ `${form.enable}${declareBindings(store.bindings)}
 
-var<workgroup> tileA: array<vec4f, ${depth * quarter}>;
-var<workgroup> tileB: array<vec4f, ${depth * quarter}>;
+var<workgroup> tileA: array<${form.type}, ${depth * quarter}>;
+var<workgroup> tileB: array<${form.type}, ${depth * quarter}>;
 
 @compute @workgroup_size(${INVOCATIONS})
 fn main(
@@ -104,14 +106,14 @@ ${load("b", n, spec.k, spec.transposeB)}
   for (var start = ${
     splits === 1 ? "0u" : `workgroup.z * ${chunk}u`
   }; start < end; start += ${depth}u) {
-${keep("a", "tileA", quarter, !spec.transposeA)}
-${keep("b", "tileB", quarter, spec.transposeB)}
+${keep(form, "a", quarter, !spec.transposeA)}
+${keep(form, "b", quarter, spec.transposeB)}
     workgroupBarrier();
     position += ${depth}u;
 ${load("a", m, spec.k, !spec.transposeA)}
 ${load("b", n, spec.k, spec.transposeB)}
     for (var row = 0u; row < ${depth * quarter}u; row += ${UNROLLED * quarter}u) {
-${range(UNROLLED).map((d) => multiply(d, quarter, blocks)).join("\n")}
+${range(UNROLLED).map((d) => multiply(form, d, quarter, blocks)).join("\n")}
     }
     workgroupBarrier();
   }
@@ -145,19 +147,23 @@ function load(name: "a" | "b", extent: number, k: number, alongK: boolean): stri
 }
 
 /** Moves the square to workgroup memory as [k][extent / 4]. */
-function keep(name: "a" | "b", tile: string, quarter: number, alongK: boolean): string {
+function keep(form: TileForm, name: "a" | "b", quarter: number, alongK: boolean): string {
+  const tile = name === "a" ? "tileA" : "tileB";
   return range(4).map((u) => {
     const transposed = `vec4f(${range(4).map((i) => `${name}_${i}.${COMPONENTS[u]}`).join(", ")})`;
-    return `    ${tile}[slot + ${u * quarter}u] = ${alongK ? transposed : `${name}_${u}`};`;
+    return `    ${tile}[slot + ${u * quarter}u] = ${
+      form.keep(alongK ? transposed : `${name}_${u}`)
+    };`;
   }).join("\n");
 }
 
 /** One element of k of both tiles; `row` is where the unrolled block starts. */
-function multiply(depth: number, quarter: number, blocks: number): string {
+function multiply(form: TileForm, depth: number, quarter: number, blocks: number): string {
   const lines: string[] = [];
   for (const i of range(blocks)) {
-    lines.push(`let left_${i} = tileA[row + ${depth * quarter + 8 * i}u + mineRow];`);
-    lines.push(`let right_${i} = tileB[row + ${depth * quarter + 8 * i}u + mineColumn];`);
+    const first = `row + ${depth * quarter + 8 * i}u`;
+    lines.push(`let left_${i} = ${form.load(`tileA[${first} + mineRow]`)};`);
+    lines.push(`let right_${i} = ${form.load(`tileB[${first} + mineColumn]`)};`);
   }
   for (const i of range(4 * blocks)) {
     for (const j of range(blocks)) {

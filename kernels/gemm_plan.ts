@@ -1,5 +1,6 @@
 // What the matrix multiplications of both families have in common: sizes, and what the family files hand to gemm.ts.
 import type { Binding, Kernel } from "./kernel.ts";
+import type { TileStorage } from "./tile_storage.ts";
 
 /** Sizes of a product; every matrix is row-major with padded rows. */
 export interface GemmSpec {
@@ -13,6 +14,8 @@ export interface GemmSpec {
   readonly transposeA: boolean;
   /** Whether b is stored [n, k]. */
   readonly transposeB: boolean;
+  /** Of the tiles of family "gpu", the only one that has them; default float32. */
+  readonly tileStorage?: TileStorage | undefined;
 }
 
 /** How a family computes a product: in `splits` parts along k (workgroup_id.z), each storing by `GemmStore`. */

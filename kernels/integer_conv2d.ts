@@ -15,6 +15,7 @@ import { softwareTiles } from "./conv2d_software_tile.ts";
 import { integerConvolutionSoftware } from "./integer_conv2d_software.ts";
 import type { IntegerEpilogue } from "./integer_epilogue.ts";
 import { type Kernel, padded, type Target } from "./kernel.ts";
+import { decideTile, type TiledWork } from "./tile_choice.ts";
 
 /** Shape of a convolution of codes. Groups take whole words: C / G and O / G are multiples of 4 unless G is 1. */
 export interface IntegerConv2dSpec extends Conv2dSpec {
@@ -34,37 +35,55 @@ export interface IntegerConvolution {
   readonly epilogue: IntegerEpilogue;
 }
 
+/** The epilogue that tiles are measured with. */
+export const PLAIN_EPILOGUE: IntegerEpilogue = { output: "float32" };
+
 /**
  * The convolution with its epilogue.
  *
  * @param spec shape
  * @param epilogue what is fused into the store
  * @param target kind of adapter
- * @param tile index among the tiles worth having, the cost model's own first
  * @returns a kernel with bindings `x`, `w`, those of the epilogue, and `y`
  */
 export function integerConv2d(
   spec: IntegerConv2dSpec,
   epilogue: IntegerEpilogue,
   target: Target,
-  tile = 0,
 ): Kernel {
   const convolution = integerConvolution(spec, epilogue);
   return target.family === "gpu"
-    ? integerConvolutionGpu(convolution, pick(integerGpuTiles(convolution), tile))
-    : integerConvolutionSoftware(
+    ? tiled(convolution, target, integerGpuTiles(convolution), integerConvolutionGpu)
+    : tiled(
       convolution,
       target,
-      pick(softwareTiles(convolution.taps, target), tile),
+      softwareTiles(convolution.taps, target),
+      (part, tile) => integerConvolutionSoftware(part, target, tile),
     );
 }
 
-/** How many tiles {@linkcode integerConv2d} can take. */
-export function integerConv2dTiles(spec: IntegerConv2dSpec, target: Target): number {
-  const convolution = integerConvolution(spec, { output: "codes" });
-  return target.family === "gpu"
-    ? integerGpuTiles(convolution).length
-    : softwareTiles(convolution.taps, target).length;
+/**
+ * What the tuner binds to a convolution of codes with {@linkcode PLAIN_EPILOGUE}.
+ *
+ * @param taps the convolution
+ * @param words of a pixel of x and of w as a whole
+ * @returns bindings of a choice
+ */
+export function integerBindings(
+  { batch, group, channels, rows, columns }: TapConvolution,
+  words: { readonly pixel: number; readonly weight: number },
+): Required<Pick<TiledWork<never>, "shapes" | "integers">> {
+  const outChannels = channels * group;
+  return {
+    shapes: {
+      x: [batch * rows.inputSize * columns.inputSize * words.pixel],
+      w: [words.weight],
+      bias: [padded(outChannels)],
+      scale: [outChannels],
+      y: [batch, rows.outputSize, columns.outputSize, outChannels],
+    },
+    integers: { x: "codes", w: "codes", bias: "int32" },
+  };
 }
 
 /** WGSL literal of a word with one code in all of its lanes. */
@@ -87,8 +106,22 @@ function integerConvolution(
   };
 }
 
-function pick<T>(tiles: readonly T[], index: number): T {
-  const tile = tiles[index];
-  if (tile === undefined) throw new RangeError(`There is no tile ${index} of ${tiles.length}`);
-  return tile;
+function tiled<T extends object>(
+  convolution: IntegerConvolution,
+  target: Target,
+  tiles: readonly T[],
+  kernel: (convolution: IntegerConvolution, tile: T) => Kernel,
+): Kernel {
+  const { taps, inputWords, outputWords } = convolution;
+  const plain = { ...convolution, epilogue: PLAIN_EPILOGUE };
+  const { tile, choice } = decideTile({
+    key: taps.label,
+    ...integerBindings(taps, {
+      pixel: taps.group * inputWords,
+      weight: taps.group * taps.kernelHeight * taps.kernelWidth * inputWords * outputWords * 4,
+    }),
+    tiles,
+    build: (tile: T) => ({ kernels: [kernel(plain, tile)], temporaries: {} }),
+  }, target);
+  return { ...kernel(convolution, tile), choice };
 }

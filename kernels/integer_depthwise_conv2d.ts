@@ -2,10 +2,20 @@
 // of an average pooling. x: [N, H, W, ceil(C / 4)] words, w: [KH, KW, ceil(C / 4)] words, y: as x, or float32.
 // There is nothing to sum over within a word, so words are taken apart. An invocation owns a word of a run of neighbouring
 // output pixels, so that an input word it loads serves every tap and output of the run. Both families run the same text.
-import { forwardConvolution, shapeLabel, type TapAxis } from "./conv2d_plan.ts";
+import {
+  forwardConvolution,
+  shapeLabel,
+  type TapAxis,
+  type TapConvolution,
+} from "./conv2d_plan.ts";
 import { windowOf } from "./conv2d_software_tile.ts";
 import { flatKernel, read, write } from "./flat_kernel.ts";
-import { type IntegerConv2dSpec, repeatedCode } from "./integer_conv2d.ts";
+import {
+  integerBindings,
+  type IntegerConv2dSpec,
+  PLAIN_EPILOGUE,
+  repeatedCode,
+} from "./integer_conv2d.ts";
 import {
   type IntegerEpilogue,
   integerEpilogueBindings,
@@ -16,9 +26,16 @@ import {
   loadChannel,
 } from "./integer_epilogue.ts";
 import { type Kernel, padded, range, type Target } from "./kernel.ts";
+import { cheapestTiles, decideTile } from "./tile_choice.ts";
 
 /** Filters with more columns are walked by a loop, one output an invocation. */
 const UNROLLED_COLUMNS = 16;
+
+/** What an invocation owns. */
+interface RunTile {
+  /** Neighbouring output pixels. */
+  readonly run: number;
+}
 
 /**
  * The convolution with its epilogue.
@@ -33,9 +50,28 @@ export function integerDepthwiseConv2d(
   epilogue: IntegerEpilogue,
   target: Target,
 ): Kernel {
-  const { batch, rows, columns } = forwardConvolution(spec, {});
+  const taps = forwardConvolution(spec, {});
   const words = padded(spec.outChannels) / 4;
-  const run = chooseRun(columns, target);
+  const build = (end: IntegerEpilogue, tile: RunTile) => runKernel(spec, taps, end, tile);
+  const { tile, choice } = decideTile({
+    key: `integer_depthwise_conv2d ${shapeLabel(spec)}`,
+    ...integerBindings(taps, {
+      pixel: words,
+      weight: spec.kernelHeight * spec.kernelWidth * words,
+    }),
+    tiles: runTiles(taps.columns, target),
+    build: (tile) => ({ kernels: [build(PLAIN_EPILOGUE, tile)], temporaries: {} }),
+  }, target);
+  return { ...build(epilogue, tile), choice };
+}
+
+function runKernel(
+  spec: IntegerConv2dSpec,
+  { batch, rows, columns }: TapConvolution,
+  epilogue: IntegerEpilogue,
+  { run }: RunTile,
+): Kernel {
+  const words = padded(spec.outChannels) / 4;
   const runsPerRow = Math.ceil(columns.positions / run);
   const stores = range(run).map((j) => {
     const store = integerEpilogueStore(epilogue, {
@@ -72,14 +108,18 @@ export function integerDepthwiseConv2d(
   });
 }
 
-/** The run with the fewest loads and stores for a useful output. */
-function chooseRun(columns: TapAxis, target: Target): number {
-  if (columns.taps.count > UNROLLED_COLUMNS) return 1;
+/** Runs worth measuring, the one with the fewest loads and stores for a useful output first. */
+function runTiles(columns: TapAxis, target: Target): RunTile[] {
+  if (columns.taps.count > UNROLLED_COLUMNS) return [{ run: 1 }];
   const most = Math.min(target.family === "software" ? 8 : 4, columns.positions);
-  const cost = (run: number) =>
-    (windowOf(columns, run).length + columns.taps.count + run) *
-    Math.ceil(columns.positions / run);
-  return range(most).map((i) => i + 1).reduce((best, run) => cost(run) <= cost(best) ? run : best);
+  // Among equals the longest wins: its addresses are cheaper.
+  return cheapestTiles(
+    range(most).map((i) => ({ run: most - i })),
+    ({ run }) =>
+      (windowOf(columns, run).length + columns.taps.count + run) *
+      Math.ceil(columns.positions / run),
+    ({ run }) => run,
+  );
 }
 
 /** Statements that add the products of kernel row `t`. */

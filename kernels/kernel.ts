@@ -44,8 +44,10 @@ export interface TileChoice {
   readonly key: string;
   /** Names of the tiles worth measuring, the cost model's own choice first. */
   readonly tiles: readonly string[];
-  /** Logical shapes of the bindings. */
+  /** Logical shapes of the bindings; of integers the number of words. */
   readonly shapes: Readonly<Record<string, readonly number[]>>;
+  /** Bindings of words that hold four int8 codes or an int32 each; the others hold float32. */
+  readonly integers?: Readonly<Record<string, "codes" | "int32">>;
   /** The kernels with one of the tiles, without an epilogue. */
   readonly build: (tile: string) => KernelSequence;
 }

@@ -7,6 +7,7 @@ import type { KernelSequence, Target, TileChoice } from "./kernel.ts";
 export interface TiledWork<T extends object> {
   readonly key: TileChoice["key"];
   readonly shapes: TileChoice["shapes"];
+  readonly integers?: NonNullable<TileChoice["integers"]>;
   /** Tiles worth measuring, the default first. */
   readonly tiles: readonly T[];
   /** The kernels with a tile, without an epilogue. */
@@ -30,7 +31,7 @@ const HOPELESS = 1.6;
  * @returns the tile, and the choice for the kernel to carry
  */
 export function decideTile<T extends object>(
-  { key, shapes, tiles, build }: TiledWork<T>,
+  { key, shapes, integers, tiles, build }: TiledWork<T>,
   target: Target,
 ): { readonly tile: T; readonly choice: TileChoice } {
   const names = tiles.map(tileName);
@@ -39,6 +40,7 @@ export function decideTile<T extends object>(
   const choice: TileChoice = {
     key,
     shapes,
+    ...(integers && { integers }),
     tiles: names,
     build: (name) => {
       const tile = named(name);

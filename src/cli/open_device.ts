@@ -1,8 +1,7 @@
 // The device of a command: opened with the vector width and the tiles that were measured on this machine.
 import { Device } from "../gpu/device.ts";
 import { cacheFolder, cacheOwner } from "../run/cache_files.ts";
-import { readTuning } from "../run/tuning_cache.ts";
-import { tileTable } from "../gpu/tuner.ts";
+import { findTunedTiles } from "../run/tuning_cache.ts";
 import type { Io } from "./io.ts";
 import { prepareVectorWidth } from "./vector_width.ts";
 
@@ -15,13 +14,7 @@ import { prepareVectorWidth } from "./vector_width.ts";
 export async function openDevice(io: Io): Promise<Device> {
   const folder = cacheFolder((name) => Deno.env.get(name));
   if (folder === undefined) return await Device.open();
-  const owner = await cacheOwner();
   const tell = (line: string) => io.stderr(`${line}\n`);
-  await prepareVectorWidth({ folder, owner, tell });
-  return await Device.open({
-    findTiles: async (adapter) => {
-      const tuning = await readTuning(folder, adapter, owner, tell);
-      return tuning && tileTable(tuning.tiles);
-    },
-  });
+  await prepareVectorWidth({ folder, owner: await cacheOwner(), tell });
+  return await Device.open({ findTiles: (adapter) => findTunedTiles(adapter, tell) });
 }

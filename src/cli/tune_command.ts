@@ -6,6 +6,7 @@ import { type TunedTile, tuneTiles } from "../gpu/tuner.ts";
 import { cacheFolder, cacheOwner, clearCache, type ReadVariable } from "../run/cache_files.ts";
 import { readModel } from "../run/input_files.ts";
 import { mnistExample } from "../run/mnist_example.ts";
+import { integerTiles } from "../run/integer_tiles.ts";
 import { networkTiles } from "../run/network_tiles.ts";
 import { addTuning } from "../run/tuning_cache.ts";
 import { UsageError } from "./flags.ts";
@@ -16,6 +17,7 @@ import { prepareVectorWidth, type VectorWidth } from "./vector_width.ts";
 export interface TuneFlags {
   readonly help: boolean;
   readonly clear: boolean;
+  readonly integers: boolean;
   readonly debug: boolean;
   readonly model: string | undefined;
   readonly batchSize: number;
@@ -28,6 +30,7 @@ const LARGEST_BATCH = 4096;
 const FLAGS: readonly (readonly [name: string, value: string | null, about: string])[] = [
   ["model", "FILE", "ONNX network whose kernels are tuned (default the built-in example)"],
   ["batch-size", "N", `inputs of a training step (default ${DEFAULT_BATCH})`],
+  ["integers", null, "tune the kernels of the student's IntegerNetwork too"],
   ["clear", null, "forget everything that was measured, and stop"],
   ["help", null, "show this and stop"],
   ["debug", null, "show the stack trace of an error"],
@@ -63,6 +66,7 @@ export function parseTuneFlags(args: readonly string[]): TuneFlags {
   return {
     help: given.has("help"),
     clear: given.has("clear"),
+    integers: given.has("integers"),
     debug: given.has("debug"),
     model: given.get("model"),
     batchSize: batchSize(given.get("batch-size") ?? String(DEFAULT_BATCH)),
@@ -121,7 +125,10 @@ export async function tuneCommand(
   }
   using device = await Device.open();
   const { adapterName: name, target: { family, subgroupSize } } = device;
-  const choices = networkTiles(device, graph, flags.batchSize);
+  const choices = [
+    ...networkTiles(device, graph, flags.batchSize),
+    ...flags.integers ? integerTiles(device, graph) : [],
+  ];
   tell(`${name}: ${choices.length} kernels of ${path} at batch size ${flags.batchSize}`);
   const tiles = await tuneTiles(device, choices, {
     signal: io.signal,

@@ -1,4 +1,5 @@
 // The verb: a network and unlabelled inputs in, the quantized student and a report out.
+import { GpuError } from "../core/errors.ts";
 import type { NdArray } from "../core/nd_array.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import { Device } from "../gpu/device.ts";
@@ -96,6 +97,10 @@ async function run(
   { onProgress = () => {}, signal, teacherClasses = new WeakMap() }: DistillOptions,
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
+  if (recipe.tileStorage === "float16" && !device.hasFloat16Tiles) {
+    const reason = device.target.family === "gpu" ? "it has no shader-f16" : "it is a CPU adapter";
+    throw new GpuError(`Cannot store tiles as float16 on "${device.adapterName}": ${reason}`);
+  }
   const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
   const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);

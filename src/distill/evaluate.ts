@@ -72,8 +72,7 @@ export async function predictWith(
   onBatch: (done: number) => void = () => {},
 ): Promise<Float32Array<ArrayBuffer>> {
   const { count } = images;
-  const most = EVALUATION_BATCH[device.target.family];
-  const batch = Math.min(count, fittingBatch(device, network.teacher, most));
+  const batch = Math.min(count, evaluationBatch(device, network));
   const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
   const logits = new Float32Array(count * classes);
@@ -92,6 +91,11 @@ export async function predictWith(
     await device.breathe();
   }
   return logits;
+}
+
+/** Inputs that are evaluated at a time where there are enough of them. */
+export function evaluationBatch(device: Device, { teacher }: Network): number {
+  return fittingBatch(device, teacher, EVALUATION_BATCH[device.target.family]);
 }
 
 /** Largest logit of each row: the first where several are equal. */

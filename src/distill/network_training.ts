@@ -114,6 +114,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     activationQuantizer: step.activationQuantizer,
     optimization: step.optimization,
     ...(share !== undefined && { quantizedShare: share }),
+    tileStorage: recipe.tileStorage,
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep,
     terms,

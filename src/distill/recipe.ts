@@ -73,6 +73,11 @@ export interface Recipe {
   readonly learningRate: number | null;
   /** Of every random choice. */
   readonly seed: number;
+  /**
+   * How a GPU keeps the operands of the student's forward products while it trains; sums, gradients and whatever is
+   * measured stay float32. `float16` needs the adapter's feature shader-f16.
+   */
+  readonly tileStorage: "float32" | "float16";
   /** How the weights' scales start. */
   readonly weightObserver: "mse" | "minmax";
   /** Integer codes a weight channel may use. */
@@ -187,6 +192,10 @@ const recipeSchema = z.strictObject({
   learningRate: z.number().positive().nullable().default(null)
     .describe("of the weights, in units of the layer's rms; null = the method's own"),
   seed: z.int().min(0).max(0xffffffff).default(0).describe("of every random choice"),
+  tileStorage: z.enum(["float32", "float16"]).default("float32")
+    .describe(
+      "how a GPU keeps the operands of forward products while training; float16 needs its shader-f16",
+    ),
   weightObserver: z.enum(["mse", "minmax"]).default("mse")
     .describe("how the weights' scales start"),
   weightGrid: z.enum(["symmetric", "flip", "offset", "auto"]).default("auto")

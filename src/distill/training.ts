@@ -5,6 +5,7 @@ import { binaryForward } from "../../kernels/elementwise.ts";
 import { meanSquaredError, type MeanSquaredErrorSpec } from "../../kernels/mse.ts";
 import { advanceSchedule, finishStep, STATE_SEED, STATE_SIZE } from "../../kernels/schedule.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
+import type { TileStorage } from "../../kernels/tile_storage.ts";
 import { Tape } from "../autograd/tape.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
@@ -117,6 +118,8 @@ export interface TrainingLoop {
   readonly batchNormLiveSteps: number;
   /** By default {@linkcode OPTIMIZATION}. */
   readonly optimization?: Optimization;
+  /** Of the forward pass; default float32. */
+  readonly tileStorage?: TileStorage;
   /** Tensors that must exist by themselves because a loss reads them. */
   readonly keep: ReadonlySet<string>;
   /** Terms of the loss that are kept in the history. */
@@ -346,6 +349,7 @@ function recordStep(
     quantizer: (tensor) => parameters.quantizer(tensor),
     batchNorm: (node) => parameters.batchNorm(node),
     tape,
+    tileStorage: run.tileStorage,
     squaredErrors: new Map(fused),
   };
   const keep = new Set([...quantized, ...run.keep]);

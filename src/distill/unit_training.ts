@@ -179,6 +179,7 @@ function runOf(
     weightQuantizer: stage.weightQuantizer,
     activationQuantizer: stage.activationQuantizer,
     optimization: stage.optimization,
+    tileStorage: recipe.tileStorage,
     ...(share !== undefined && { quantizedShare: share }),
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep: new Set(unit.outputs),

@@ -1,4 +1,4 @@
-// The first adapter with all its limits and, where it has them, timestamps and subgroups.
+// The first adapter with all its limits and, where it has them, timestamps, float16 and subgroups.
 import type { Target, TileTable } from "../../kernels/kernel.ts";
 import { GpuError } from "../core/errors.ts";
 import { prepareEnvironment } from "./environment.ts";
@@ -48,9 +48,8 @@ export async function openAdapter(
     const value = adapter.limits[name as keyof GPUSupportedLimits];
     if (typeof value === "number") requiredLimits[name] = value;
   }
-  const features: GPUFeatureName[] = adapter.features.has("timestamp-query")
-    ? ["timestamp-query"]
-    : [];
+  const features = (["timestamp-query", "shader-f16"] as const)
+    .filter((feature) => adapter.features.has(feature));
   const request = (extra: GPUFeatureName[]) =>
     adapter.requestDevice({ requiredFeatures: [...features, ...extra], requiredLimits });
   let gpu: GPUDevice | undefined;

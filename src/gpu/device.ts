@@ -90,6 +90,11 @@ export class Device implements Disposable {
     return this.#pool.peakBytes;
   }
 
+  /** Whether the GPU's kernels may keep float16 in their tiles: tiles are for GPUs only, float16 for those that have it. */
+  get hasFloat16Tiles(): boolean {
+    return this.target.family === "gpu" && this.#gpu.features.has("shader-f16");
+  }
+
   /** Whether read-back takes the fast way. */
   get synchronousReadBack(): boolean {
     return this.#readBack.synchronous;

@@ -116,6 +116,7 @@ async function checkTiles(
   const sequences = choice.tiles.map((tile) => choice.build(tile));
   const bindings = bind(device, choice, sequences, keep);
   const output = bindings[outputOf(choice, sequences[0]!)]!; // there is always a default
+  const tolerance = choice.integers ? 0 : TOLERANCE; // sums of integers know no order
   const run = async (i: number) => {
     const dispatches = sequences[i]!.kernels.map((kernel) =>
       device.prepare(kernel, pick(kernel, bindings))
@@ -131,7 +132,7 @@ async function checkTiles(
   for (let i = 1; i < sequences.length; i++) {
     try {
       const { candidate, answer } = await run(i);
-      if (isClose(answer, expected)) others.push(candidate);
+      if (isClose(answer, expected, tolerance)) others.push(candidate);
       else refused.push(candidate.tile);
     } catch (error) {
       if (!(error instanceof GpuError)) throw error;
@@ -152,13 +153,10 @@ function bind(
   const bindings: Record<string, Tensor> = {};
   const output = outputOf(choice, sequences[0]!); // there is always a default
   for (const [name, shape] of Object.entries(choice.shapes)) {
-    const size = shape.reduce((product, n) => product * n, 1);
     bindings[name] = keep(
       name === output
         ? device.tensor(shape, { label: name })
-        : device.fromArray(shape, Float32Array.from({ length: size }, () => rng.normal()), {
-          label: name,
-        }),
+        : randomInput(device, rng, shape, { label: name, integer: choice.integers?.[name] }),
     );
   }
   const scratch = new Map<string, number>();
@@ -171,6 +169,21 @@ function bind(
     bindings[name] = keep(device.tensor([size], { label: name, zeroed: false }));
   }
   return bindings;
+}
+
+function randomInput(
+  device: Device,
+  rng: Rng,
+  shape: readonly number[],
+  { label, integer }: { readonly label: string; readonly integer?: "codes" | "int32" | undefined },
+): Tensor {
+  const length = shape.reduce((product, n) => product * n, 1);
+  if (integer === undefined) {
+    return device.fromArray(shape, Float32Array.from({ length }, () => rng.normal()), { label });
+  }
+  // An int32 stays small, so that float32 still shows the codes' sums beside it.
+  const word = integer === "codes" ? () => rng.uint32() : () => rng.integer(2000) - 1000;
+  return device.uint32(Uint32Array.from({ length }, word), { label });
 }
 
 /** The binding that holds the result: what is written and is no scratch. */
@@ -215,11 +228,11 @@ function isClearlyFaster(candidate: Candidate, usual: Candidate): boolean {
     Math.min(...candidate.times) < CLEARLY_FASTER * Math.min(...usual.times);
 }
 
-/** Whether two answers are the same up to the order of sums. */
-function isClose(answer: Float32Array, expected: Float32Array): boolean {
+/** Whether two answers are the same up to the order of sums; `tolerance` is a part of the largest element. */
+function isClose(answer: Float32Array, expected: Float32Array, tolerance: number): boolean {
   const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
   // Not `some(> ...)`: NaN must fail, too.
-  return answer.every((value, i) => Math.abs(value - expected[i]!) <= TOLERANCE * largest);
+  return answer.every((value, i) => Math.abs(value - expected[i]!) <= tolerance * largest);
 }
 
 function median(values: readonly number[]): number {

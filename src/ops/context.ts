@@ -3,6 +3,7 @@
 import type { QuantizedShare } from "../../kernels/fake_quantize.ts";
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
 import type { SquaredErrorTerm } from "../../kernels/mse.ts";
+import type { TileStorage } from "../../kernels/tile_storage.ts";
 import type { Tape } from "../autograd/tape.ts";
 import type { Recorder } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
@@ -76,6 +77,8 @@ export interface OpContext {
    * and they are compiled once.
    */
   readonly passThrough?: ActivationQuantizer;
+  /** Of the layers' forward products; default float32. */
+  readonly tileStorage?: TileStorage | undefined;
   /** Tensors that must outlive the recorded steps, besides the graph's outputs. */
   readonly keep?: ReadonlySet<string>;
   /** Present when gradients are wanted. */

@@ -177,7 +177,8 @@ function pushLinear(
 function linearOf(context: OpContext, layer: Node, target: Target): Linear {
   const input = shapeOf(context, layer.inputs[0] ?? "");
   const output = shapeOf(context, layer.outputs[0] ?? "");
-  if (layer.opType === "Gemm") return gemmLinear(input, output, target);
+  const { tileStorage } = context;
+  if (layer.opType === "Gemm") return gemmLinear(input, output, target, tileStorage);
   const spec = conv2dSpecOf(context, layer);
   if (spec.group > 1 && spec.group === spec.inChannels && spec.group === spec.outChannels) {
     return {
@@ -187,14 +188,19 @@ function linearOf(context: OpContext, layer: Node, target: Target): Linear {
     };
   }
   return {
-    forward: (epilogue) => conv2dForward(spec, epilogue, target),
+    forward: (epilogue) => conv2dForward({ ...spec, tileStorage }, epilogue, target),
     backwardInput: () => conv2dBackwardInput(spec, target),
     backwardWeight: () => conv2dBackwardWeight(spec, target),
   };
 }
 
 /** y [rows, O] = x [rows, I] w [O, I]^T; dx = dy w; dw = dy^T x. The GEMM kernels call their operands a and b. */
-function gemmLinear(input: readonly number[], output: readonly number[], target: Target): Linear {
+function gemmLinear(
+  input: readonly number[],
+  output: readonly number[],
+  target: Target,
+  tileStorage: OpContext["tileStorage"],
+): Linear {
   const { rows, channels: inputs } = rowsAndChannels(input);
   const { channels: outputs } = rowsAndChannels(output);
   const product = (
@@ -203,11 +209,17 @@ function gemmLinear(input: readonly number[], output: readonly number[], target:
     k: number,
     [transposeA, transposeB]: readonly [boolean, boolean],
     names: Readonly<Record<"a" | "b" | "y", string>>,
-    epilogue: Epilogue = {},
-  ) => renameBindings(gemm({ m, n, k, transposeA, transposeB }, epilogue, target), names);
+    end: { epilogue?: Epilogue; tileStorage?: OpContext["tileStorage"] } = {},
+  ) => {
+    const spec = { m, n, k, transposeA, transposeB, tileStorage: end.tileStorage };
+    return renameBindings(gemm(spec, end.epilogue ?? {}, target), names);
+  };
   return {
     forward: (epilogue) =>
-      product(rows, outputs, inputs, [false, true], { a: "x", b: "w", y: "y" }, epilogue),
+      product(rows, outputs, inputs, [false, true], { a: "x", b: "w", y: "y" }, {
+        epilogue,
+        tileStorage,
+      }),
     backwardInput: () =>
       product(rows, inputs, outputs, [false, false], { a: "dy", b: "w", y: "dx" }),
     backwardWeight: () =>

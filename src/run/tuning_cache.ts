@@ -1,9 +1,16 @@
 // Measured tiles on disk: one file for each adapter, `tuning-<adapter>.json`.
 import { join } from "node:path";
 import { z } from "zod";
+import type { TileTable } from "../../kernels/kernel.ts";
 import type { AdapterDescription } from "../gpu/adapter.ts";
-import type { TunedTile } from "../gpu/tuner.ts";
-import { type CacheOwner, readCacheFile, writeCacheFile } from "./cache_files.ts";
+import { tileTable, type TunedTile } from "../gpu/tuner.ts";
+import {
+  cacheFolder,
+  type CacheOwner,
+  cacheOwner,
+  readCacheFile,
+  writeCacheFile,
+} from "./cache_files.ts";
 
 /** Content of the file. */
 export interface Tuning extends CacheOwner {
@@ -30,6 +37,30 @@ const SCHEMA: z.ZodType<Tuning> = z.strictObject({
     refused: z.array(z.string()),
   })),
 });
+
+/**
+ * Finds the tiles that `deno task tune` measured on an adapter, in the user's cache folder.
+ *
+ * @example
+ * ```ts
+ * import { Device, findTunedTiles } from "@stilla/stilla";
+ *
+ * using device = await Device.open({ findTiles: findTunedTiles });
+ * ```
+ *
+ * @param adapter the adapter
+ * @param tell is told in one line why a file that is there is not used
+ * @returns the tiles, or undefined when there are none
+ */
+export async function findTunedTiles(
+  adapter: AdapterDescription,
+  tell: (line: string) => void = () => {},
+): Promise<TileTable | undefined> {
+  const folder = cacheFolder((name) => Deno.env.get(name));
+  if (folder === undefined) return undefined;
+  const tuning = await readTuning(folder, adapter, await cacheOwner(), tell);
+  return tuning && tileTable(tuning.tiles);
+}
 
 /**
  * Reads what was measured on an adapter.

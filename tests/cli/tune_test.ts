@@ -12,7 +12,7 @@ import {
   clearCache,
   writeCacheFile,
 } from "../../src/run/cache_files.ts";
-import { addTuning, readTuning, type Tuning } from "../../src/run/tuning_cache.ts";
+import { addTuning, findTunedTiles, readTuning, type Tuning } from "../../src/run/tuning_cache.ts";
 import { tinyModel } from "./_fake_run.ts";
 
 const OWNER: CacheOwner = { stilla: "1.2.3", machine: "a processor; a driver" };
@@ -54,8 +54,9 @@ function tuning(key: string, tile: string): Tuning {
 }
 
 Deno.test("parseTuneFlags() reads the flags and names what is wrong with one", () => {
-  const { model, batchSize, clear } = parseTuneFlags(["--model", "a.onnx", "--batch-size=32"]);
-  assert.deepEqual([model, batchSize, clear], ["a.onnx", 32, false]);
+  const given = parseTuneFlags(["--model", "a.onnx", "--batch-size=32"]);
+  assert.deepEqual([given.model, given.batchSize], ["a.onnx", 32]);
+  assert.deepEqual([given.clear, given.integers], [false, false]);
   assert.equal(parseTuneFlags([]).batchSize, 64);
   const cases: readonly (readonly [args: string[], message: RegExp])[] = [
     [["--speed"], /^--speed: unknown flag/],
@@ -91,14 +92,16 @@ Deno.test("tuneCommand() measures a network, keeps the tiles, and forgets them a
     await writeCacheFile(join(cache, "vector-width.json"), found);
     const variable = (name: string) => name === "XDG_CACHE_HOME" ? folder : undefined;
     const { io, text } = fakeIo(folder);
-    await tuneCommand(parseTuneFlags(["--model", "m.onnx", "--batch-size", "2"]), io, variable);
+    const args = ["--model", "m.onnx", "--batch-size", "2", "--integers"];
+    await tuneCommand(parseTuneFlags(args), io, variable);
     assert.match(text.stdout, /^kernel +default tile +us +best tile +us +gain\nconv2d_forward /);
     assert.match(text.stdout, /\nall +\d+ +\d+ +-?\d+\.\d %\n$/);
     const [, path] = /\nwrote (.*)\n$/.exec(text.stderr)!;
     const kept = JSON.parse(await Deno.readTextFile(path!)) as Tuning;
     // The network's input needs no gradient.
     const kernels = kept.tiles.map(({ key }) => key.split(" ")[0]);
-    assert.deepEqual(kernels, ["conv2d_forward", "conv2d_backward_weight"]);
+    const integers = ["integer_conv2d", "integer_depthwise_conv2d"]; // a layer and an average
+    assert.deepEqual(kernels, ["conv2d_forward", "conv2d_backward_weight", ...integers]);
     await tuneCommand(parseTuneFlags(["--clear"]), fakeIo().io, variable);
     assert.deepEqual([...Deno.readDirSync(cache)], []);
   }));
@@ -111,6 +114,22 @@ Deno.test("addTuning() adds to what is there, and readTuning() gives it back", (
     const read = await readTuning(folder, ADAPTER, OWNER, assert.fail);
     assert.deepEqual(read!.tiles.map(({ key, tile }) => [key, tile]), [["k", "c"], ["l", "b"]]);
     assert.equal([...Deno.readDirSync(folder)].length, 1); // no stage is left behind
+  }));
+
+Deno.test("findTunedTiles() finds in the user's folder what differs from the defaults", () =>
+  withFolder(async (folder) => {
+    const before = Deno.env.get("XDG_CACHE_HOME");
+    Deno.env.set("XDG_CACHE_HOME", folder);
+    try {
+      assert.equal(await findTunedTiles(ADAPTER), undefined);
+      const owner = await cacheOwner();
+      await addTuning(join(folder, "stilla"), { ...tuning("k", "b"), ...owner });
+      await addTuning(join(folder, "stilla"), { ...tuning("l", "a"), ...owner });
+      assert.deepEqual([...(await findTunedTiles(ADAPTER))!], [["k", "b"]]);
+    } finally {
+      if (before === undefined) Deno.env.delete("XDG_CACHE_HOME");
+      else Deno.env.set("XDG_CACHE_HOME", before);
+    }
   }));
 
 Deno.test("readTuning() leaves what is damaged or of something else, with one line", () =>

@@ -2,7 +2,7 @@
 // epilogue's float32 arithmetic is the reference's.
 import assert from "node:assert/strict";
 import type { Conv2dSpec } from "../../kernels/conv2d.ts";
-import { integerConv2d, integerConv2dTiles } from "../../kernels/integer_conv2d.ts";
+import { integerConv2d } from "../../kernels/integer_conv2d.ts";
 import { integerDepthwiseConv2d } from "../../kernels/integer_depthwise_conv2d.ts";
 import { codeGrid, codeOffset, type IntegerEpilogue } from "../../kernels/integer_epilogue.ts";
 import { type Kernel, paddedSize } from "../../kernels/kernel.ts";
@@ -10,6 +10,7 @@ import { ndArray, transpose } from "../../src/core/nd_array.ts";
 import { Rng } from "../../src/core/rng.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import type { Tensor } from "../../src/gpu/tensor.ts";
+import { tuneTiles } from "../../src/gpu/tuner.ts";
 import { integerConv2d as reference } from "../../src/quant/integer_reference.ts";
 import { packBias, packConvWeight, packDepthwiseWeight } from "../../src/quant/packed_codes.ts";
 import { requantize } from "../../src/quant/requantize.ts";
@@ -120,15 +121,16 @@ for (const [name, layer] of Object.entries(CASES)) {
     const data = layerData(layer, depthwise);
     const zeroPoint = input.zeroPoint - codeOffset(input);
     const complete = { ...spec, group: data.group, zeroPoint };
-    const kernels = depthwise
-      ? [integerDepthwiseConv2d(complete, epilogue, device.target)]
-      : Array.from(
-        { length: Math.min(4, integerConv2dTiles(complete, device.target)) },
-        (_, tile) => integerConv2d(complete, epilogue, device.target, tile),
-      );
-    for (const kernel of kernels) {
+    const make = depthwise ? integerDepthwiseConv2d : integerConv2d;
+    const { choice, code } = make(complete, epilogue, device.target);
+    const kernels = choice!.tiles.map((tile) =>
+      make(complete, epilogue, { ...device.target, tiles: new Map([[choice!.key, tile]]) })
+    );
+    assert.equal(kernels[0]!.code, code, "the default comes first");
+    assert.equal(new Set(kernels.map(({ code }) => code)).size, kernels.length);
+    for (const [i, kernel] of kernels.entries()) {
       const found = await run(device, kernel, layer, data.tensors(device));
-      assert.deepEqual(found, data.expected);
+      assert.deepEqual(found, data.expected, choice!.tiles[i]);
       assert.ok(new Set(found).size > 9, "the results spread");
     }
   });
@@ -145,6 +147,47 @@ Deno.test("integer kernels do without subgroups", async () => {
   );
   assert.equal(kernel.code.includes("subgroup"), false);
   assert.deepEqual(await run(device, kernel, layer, data.tensors(device)), data.expected);
+});
+
+forEachTarget("tuneTiles() measures every tile of the integer kernels", async (device) => {
+  const spec = {
+    ...convSpec({ size: [9, 13], channels: [24, 40], stride: [2, 2] }),
+    zeroPoint: -7,
+  };
+  const narrow = convSpec({ size: [9, 13], channels: [24, 24], group: 24 });
+  const kernels = [
+    integerConv2d(spec, { output: "codes" }, device.target),
+    integerConv2d({ ...spec, group: 2 }, { output: "codes" }, device.target),
+    integerDepthwiseConv2d({ ...narrow, zeroPoint: 3 }, { output: "codes" }, device.target),
+  ];
+  const choices = kernels.map(({ choice }) => choice!);
+  const tuned = await tuneTiles(device, choices);
+  assert.deepEqual(tuned.map(({ key }) => key.split(" ")[0]), [
+    "integer_conv2d",
+    "integer_conv2d",
+    "integer_depthwise_conv2d",
+  ]);
+  assert.equal(new Set(tuned.map(({ key }) => key)).size, 3);
+  for (const [i, { refused, defaultTile }] of tuned.entries()) {
+    assert.deepEqual(refused, []);
+    assert.equal(defaultTile, choices[i]!.tiles[0]);
+    assert.ok(choices[i]!.tiles.length > 1);
+  }
+});
+
+Deno.test("tuneTiles() refuses an integer kernel whose sums are off by one", async () => {
+  const device = await testDevice();
+  const spec = { ...convSpec({ size: [3, 3], channels: [4, 4] }), zeroPoint: 0 };
+  const { choice } = integerConv2d(spec, { output: "codes" }, device.target);
+  const [usual] = choice!.tiles;
+  const build = (tile: string) => {
+    const { kernels: [kernel], temporaries } = choice!.build(usual!);
+    const code = kernel!.code.replace("vec4i(", "1 + vec4i(");
+    return { kernels: [tile === "wrong" ? { ...kernel!, code } : kernel!], temporaries };
+  };
+  const tiles = [usual!, "wrong"];
+  const [tuned] = await tuneTiles(device, [{ ...choice!, tiles, build }]);
+  assert.deepEqual(tuned!.refused, ["wrong"]);
 });
 
 /** Random codes, and what the reference makes of them. */
