@@ -2,6 +2,8 @@
 import { basename, join, resolve } from "node:path";
 import { describeImages } from "../data/image_set.ts";
 import type { distill, DistillOptions, RecognisedData } from "../distill/distill.ts";
+import type { planRun, RunPlan } from "../distill/dry_run.ts";
+import { planText } from "../distill/plan_text.ts";
 import type { Recipe } from "../distill/recipe.ts";
 import {
   layerTable,
@@ -32,6 +34,8 @@ export interface Engine {
     recipe: Recipe,
     options: DistillOptions,
   ) => ReturnType<typeof distill>;
+  /** {@linkcode planRun}. */
+  readonly plan: typeof planRun;
   /** Opens the GPU, once for all runs of a command. */
   readonly open: () => Promise<Device>;
 }
@@ -69,9 +73,38 @@ export async function distillCommand(flags: Flags, io: Io, engine: Engine): Prom
   }
   const recipe = recipeOf(layers, flags, io.cwd);
   const single = flags.recipe !== undefined || SINGLE_RUN_KEYS.some((key) => flags.values.has(key));
+  if (flags.dryRun) {
+    return await planOnly(single ? [recipe] : exampleRecipes(recipe), flags, io, engine);
+  }
   await (single
     ? distillOne(recipe, flags, io, engine)
     : distillExample(recipe, flags, io, engine));
+}
+
+/** Prints what the runs would do; no folder is made. */
+async function planOnly(
+  recipes: readonly Recipe[],
+  flags: Flags,
+  io: Io,
+  engine: Engine,
+): Promise<void> {
+  const printer = new ProgressPrinter(io);
+  const onProgress = printer.update.bind(printer);
+  const [first] = recipes;
+  const { model, data } = await readRunInputs(first!); // the command has one recipe at least
+  describeInputs(data, printer);
+  using device = await engine.open();
+  const plans: RunPlan[] = [];
+  try {
+    for (const recipe of recipes) {
+      io.signal.throwIfAborted();
+      plans.push(await engine.plan(model, data, recipe, { device, onProgress, signal: io.signal }));
+    }
+  } finally {
+    printer.clear();
+  }
+  const json = plans.length === 1 ? plans[0] : plans;
+  io.stdout(flags.json ? reportJson(json) : plans.map(planText).join("\n"));
 }
 
 async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
@@ -79,7 +112,7 @@ async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): 
   await checkRunFolder(recipe.out, RUN_ENTRIES);
   const printer = new ProgressPrinter(io);
   const inputs = await readRunInputs(recipe);
-  describeInputs(inputs, printer);
+  describeInputs(inputs.data, printer);
   using device = await engine.open();
   const { files, report } = await run(recipe, inputs, { device, engine, printer, io });
   await writeRunFolder(recipe.out, files);
@@ -100,12 +133,12 @@ async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): 
 
 async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
   const out = asked.out ?? join(io.cwd, "runs", MNIST_EXAMPLE);
-  const recipes = EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
+  const recipes = exampleRecipes(asked);
   const names = recipes.map(rowName);
   await checkRunFolder(out, [...names, "report.json", "table.txt"]);
   const printer = new ProgressPrinter(io);
   const inputs = await readRunInputs({ ...asked, method: "qat" }); // labels included
-  describeInputs(inputs, printer);
+  describeInputs(inputs.data, printer);
   const { calibrationLabels: _, ...unlabelled } = inputs.data;
   using device = await engine.open();
   const reports: Report[] = [];
@@ -135,6 +168,10 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
   await writeRunFolder(out, folder);
   printer.note(`wrote ${out}`);
   io.stdout(flags.json ? reportJson(summary) : table);
+}
+
+function exampleRecipes(asked: Recipe): Recipe[] {
+  return EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
 }
 
 /** What the table cannot say by itself. */
@@ -176,7 +213,7 @@ async function run(
   }
 }
 
-function describeInputs({ data }: RunInputs, printer: ProgressPrinter): void {
+function describeInputs(data: RecognisedData, printer: ProgressPrinter): void {
   printer.note(`calibration: ${describeImages(data.calibration)}`);
   if (data.evaluation !== undefined) {
     printer.note(`evaluation: ${describeImages(data.evaluation)}`);

@@ -5,6 +5,7 @@ import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
 import { batchTable } from "../data/sampler.ts";
+import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
@@ -20,6 +21,7 @@ import {
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
+import type { Network } from "./network.ts";
 import type { Session } from "./session.ts";
 import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
 
@@ -52,11 +54,7 @@ export interface NetworkTraining {
 export async function trainNetwork(session: Session, training: NetworkTraining): Promise<void> {
   const { device, network, samples, student, recipe } = session;
   const { losses, steps, stage } = training;
-  // Both networks' activations are alive at once, and the student's gradients too.
-  const batch = Math.min(
-    samples.clean,
-    fittingBatch(device, network.trained, session.batch, 2 ** 29),
-  );
+  const batch = networkBatch(device, network, samples.clean, session.batch);
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
   const weights = await targetWeights(session, tensors, tensorWeight);
   const table = batchTable(samples.clean, batch, steps, recipe.seed + 1);
@@ -151,6 +149,24 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   for (const tensor of [transforms, black, words, ...weights.values()]) {
     device.release(tensor);
   }
+}
+
+/**
+ * Inputs of a step of whole-network training: both networks' activations are alive at once, and the student's gradients.
+ *
+ * @param device whose limits count
+ * @param network the network
+ * @param clean samples there are
+ * @param batch upper bound
+ * @returns at least 1
+ */
+export function networkBatch(
+  device: Pick<Device, "maxTensorBytes">,
+  network: Network,
+  clean: number,
+  batch: number,
+): number {
+  return Math.min(clean, fittingBatch(device, network.trained, batch, 2 ** 29));
 }
 
 /**

@@ -2,6 +2,14 @@
 // command line's flags and its --help.
 import { z } from "zod";
 import { FormatError } from "../core/errors.ts";
+import { nearestName } from "./nearest_name.ts";
+import {
+  type Override,
+  OVERRIDE_OPERATORS,
+  type OverrideOperator,
+  overrideProblem,
+} from "./overrides.ts";
+import { fieldsOf, type JsonSchema, type RecipeField } from "./recipe_fields.ts";
 
 /** Cheap copies of the calibration images that the distillation sees besides the clean ones. */
 export interface AugmentRecipe {
@@ -80,6 +88,12 @@ export interface Recipe {
   readonly memoryBudget: number | null;
   /** Run folder of the command line. */
   readonly out: string | null;
+  /** What differs for some layers: layer names over operators over the keys above, later entries over earlier ones. */
+  readonly overrides: readonly Override[];
+  /** Patterns of layers that stay float. */
+  readonly skipLayers: readonly string[];
+  /** Operators whose layers stay float. */
+  readonly skipOperators: readonly OverrideOperator[];
 }
 
 /**
@@ -110,7 +124,7 @@ const augmentSchema = z.strictObject({
   flip: z.boolean().default(true).describe("mirror copies left to right at random"),
 });
 
-const recipeSchema = z.strictObject({
+const globalSchema = z.strictObject({
   model: z.string().min(1).default("mnist").describe(
     'ONNX file, or "mnist" for the built-in example',
   ),
@@ -173,26 +187,44 @@ const recipeSchema = z.strictObject({
   out: path("run folder with the student, its weights, recipe.json and report.json"),
 });
 
+/** A key that an override may have: the same values, no default. */
+const overridable = globalSchema.shape;
+
+const overrideSchema = z.strictObject({
+  layers: z.string().min(1).exactOptional(),
+  operators: z.enum(OVERRIDE_OPERATORS).exactOptional(),
+  weightBits: overridable.weightBits.unwrap().exactOptional(),
+  activationBits: overridable.activationBits.unwrap().exactOptional(),
+  weightGrid: overridable.weightGrid.unwrap().exactOptional(),
+  weightObserver: overridable.weightObserver.unwrap().exactOptional(),
+  quantize: z.boolean().exactOptional(),
+});
+
+const recipeSchema = globalSchema.extend({
+  overrides: z.array(overrideSchema).default([]).describe(
+    "what differs for layers whose name matches, or whose operator it is; may be repeated, the last wins",
+  ),
+  skipLayers: z.array(z.string().min(1)).default([]).describe(
+    "patterns of layers that stay float, * stands for any characters",
+  ),
+  skipOperators: z.array(z.enum(OVERRIDE_OPERATORS)).default([]).describe(
+    "operators whose layers stay float",
+  ),
+});
+
 /** The recipe with nothing asked for: every default. */
 export const DEFAULT_RECIPE: Recipe = recipeSchema.parse({});
-
-/** What `--help` and an error say about one key of the recipe. */
-export interface RecipeField {
-  /** `weightBits`, or `augment.copies` for a key inside another. */
-  readonly key: string;
-  readonly about: string;
-  readonly default: unknown;
-  /** For example `an integer from 2 to 8`. */
-  readonly expected: string;
-  /** How a word on the command line becomes the value. */
-  readonly kind: "text" | "number" | "numbers" | "boolean";
-  readonly nullable: boolean;
-}
 
 /** Every key of the recipe, in the order of the schema. */
 export const RECIPE_FIELDS: readonly RecipeField[] = fieldsOf(
   z.toJSONSchema(recipeSchema) as JsonSchema,
   "",
+);
+
+/** Keys of an override, called `overrides[].weightBits`. */
+const OVERRIDE_FIELDS: readonly RecipeField[] = fieldsOf(
+  z.toJSONSchema(overrideSchema) as JsonSchema,
+  "overrides[].",
 );
 
 /** One thing wrong with a recipe. */
@@ -242,24 +274,6 @@ export function checkRecipePart(value: unknown): RecipeProblem | undefined {
   return result.success ? undefined : problemOf(value, result.error.issues);
 }
 
-/**
- * The name that was probably meant.
- *
- * @param name what was written
- * @param known the names there are
- * @returns the nearest known name by edit distance, `undefined` when none is near
- */
-export function nearestName(name: string, known: readonly string[]): string | undefined {
-  let best: string | undefined;
-  // More than two fifths of the letters changed is another word, not a slip.
-  let bound = Math.max(2, Math.floor(name.length * 0.4)) + 1;
-  for (const candidate of known) {
-    const distance = editDistance(name.toLowerCase(), candidate.toLowerCase());
-    if (distance < bound) [best, bound] = [candidate, distance];
-  }
-  return best;
-}
-
 /** Rules that tie two keys together. */
 function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
   const { mean, std } = recipe;
@@ -294,102 +308,47 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,
     };
   }
-  return undefined;
-}
-
-/** The part of JSON Schema that zod writes for the recipe. */
-interface JsonSchema {
-  readonly type?: string | readonly string[];
-  readonly anyOf?: readonly JsonSchema[];
-  readonly enum?: readonly string[];
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly exclusiveMinimum?: number;
-  readonly items?: JsonSchema;
-  readonly properties?: Readonly<Record<string, JsonSchema>>;
-  readonly default?: unknown;
-  readonly description?: string;
-}
-
-function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
-  return Object.entries(schema.properties ?? {}).flatMap(([name, property]) => {
-    const key = prefix + name;
-    if (property.properties !== undefined) return fieldsOf(property, `${key}.`);
-    const inner = property.anyOf?.find(({ type }) => type !== "null") ?? property;
-    const types = [inner.type ?? []].flat();
-    const nullable = property.anyOf !== undefined || types.includes("null");
-    const kind = types.includes("array")
-      ? "numbers"
-      : types.includes("boolean")
-      ? "boolean"
-      : types.includes("string")
-      ? "text"
-      : "number";
-    const expected = expectedOf(inner, types) + (nullable ? " or null" : "");
-    return [{
-      key,
-      about: property.description ?? "",
-      default: property.default,
-      expected,
-      kind,
-      nullable,
-    }];
-  });
-}
-
-function expectedOf(schema: JsonSchema, types: readonly string[]): string {
-  if (schema.enum !== undefined) return `one of ${schema.enum.join(", ")}`;
-  if (types.includes("array")) return "a list of numbers";
-  if (types.includes("boolean")) return "true or false";
-  if (types.includes("string")) return "a text";
-  const noun = types.includes("integer") ? "an integer" : "a number";
-  const { minimum, maximum, exclusiveMinimum } = schema;
-  if (exclusiveMinimum !== undefined) return `${noun} above ${exclusiveMinimum}`;
-  if (maximum === undefined || maximum === Number.MAX_SAFE_INTEGER) {
-    return minimum === undefined ? noun : `${noun} of at least ${minimum}`;
+  for (const [i, override] of recipe.overrides.entries()) {
+    const detail = overrideProblem(override);
+    if (detail !== undefined) return { key: `overrides[${i}]`, detail };
   }
-  return `${noun} from ${minimum} to ${maximum}`;
+  return undefined;
 }
 
 /** zod's first issue in our words. */
 function problemOf(value: unknown, issues: readonly z.core.$ZodIssue[]): RecipeProblem {
   const unknown = issues.find((issue) => issue.code === "unrecognized_keys");
   if (unknown?.code === "unrecognized_keys") {
-    const prefix = unknown.path.map((part) => `${String(part)}.`).join("");
-    const key = prefix + unknown.keys[0];
-    const near = nearestName(key, [...RECIPE_FIELDS.map((field) => field.key), "augment"]);
+    const place = placeOf(unknown.path);
+    const key = place === "" ? unknown.keys[0]! : `${place}.${unknown.keys[0]}`;
+    const names = [...RECIPE_FIELDS.map((field) => field.key), "augment"];
+    const near = place.startsWith("overrides[")
+      ? nearestName(unknown.keys[0]!, Object.keys(overrideSchema.shape))
+      : nearestName(key, names);
     return { key, detail: `unknown key${near === undefined ? "" : `, did you mean "${near}"?`}` };
   }
   const parts = issues[0]?.path ?? [];
   let found = value;
   for (const part of parts) found = (found as Record<PropertyKey, unknown>)[part];
-  const key = parts.filter((part) => typeof part === "string").join(".");
-  const expected = RECIPE_FIELDS.find((field) => field.key === key)?.expected ?? "a JSON object";
+  // A list of numbers or texts is named as a whole, an override by its place.
+  const isOverride = parts[0] === "overrides";
+  const key = placeOf(isOverride ? parts : parts.filter((part) => typeof part === "string"));
+  const general = key.replace(/\[\d+\]/, "[]");
+  const expected = [...RECIPE_FIELDS, ...OVERRIDE_FIELDS].find((field) => field.key === general)
+    ?.expected ?? "a JSON object";
   return { key, detail: `found ${shown(found)}, expected ${expected}` };
+}
+
+/** `overrides[0].weightBits` for a path into a recipe. */
+function placeOf(path: readonly PropertyKey[]): string {
+  return path.reduce<string>((place, part) => {
+    if (typeof part === "number") return `${place}[${part}]`;
+    return place === "" ? String(part) : `${place}.${String(part)}`;
+  }, "");
 }
 
 function shown(value: unknown): string {
   if (typeof value === "number") return String(value);
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
-}
-
-/** Levenshtein distance that counts two swapped neighbours as one slip (optimal string alignment). */
-function editDistance(a: string, b: string): number {
-  let before: number[] = [];
-  let above = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const same = a[i - 1] === b[j - 1] ? 0 : 1;
-      // The rows are filled up to b.length, so every index below exists.
-      let cost = Math.min(above[j]! + 1, row[j - 1]! + 1, above[j - 1]! + same);
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
-        cost = Math.min(cost, before[j - 2]! + 1);
-      }
-      row.push(cost);
-    }
-    [before, above] = [above, row];
-  }
-  return above[b.length]!;
 }

@@ -7,7 +7,7 @@ import type { Method } from "../session.ts";
 import { networkStage, type NetworkStageOptions } from "./network_stage.ts";
 
 /** Steps of a block unless the recipe says otherwise. */
-const BLOCK_STEPS = 200;
+export const BLOCK_STEPS = 200;
 
 /** Distils each block against the teacher's block, then the network against the teacher. */
 export const blockwise: Method = async (session) => {
@@ -19,8 +19,13 @@ export const blockwise: Method = async (session) => {
   if (steps > 0) await networkStage(session, blocks, { ...stage, steps });
 };
 
-/** What was best on average: with four levels long and bold; more levels gain nothing from it. */
-function stageFor(activationBits: number): NetworkStageOptions {
+/**
+ * What was best on average: with four levels long and bold; more levels gain nothing from it.
+ *
+ * @param activationBits of the recipe
+ * @returns how the whole network is trained behind its blocks
+ */
+export function stageFor(activationBits: number): NetworkStageOptions {
   if (activationBits === 2) return { steps: 400, factor: 1.5, blockWeight: 8 };
   return { steps: 0, factor: 0.25, blockWeight: 8 };
 }

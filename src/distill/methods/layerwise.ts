@@ -4,7 +4,7 @@ import { distillUnits } from "../block_loop.ts";
 import type { Method } from "../session.ts";
 
 /** Steps of a layer unless the recipe says otherwise. */
-const LAYER_STEPS = 200;
+export const LAYER_STEPS = 200;
 
 /** Distils each layer against the teacher's layer. */
 export const layerwise: Method = (session) => {
