@@ -67,4 +67,5 @@ export {
   parseRecipe,
   type Recipe,
 } from "./src/distill/recipe.ts";
+export type { Override, OverrideOperator } from "./src/distill/overrides.ts";
 export type { LayerReport, NetworkReport, Report, SecondsReport } from "./src/distill/report.ts";

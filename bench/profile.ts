@@ -2,6 +2,7 @@
 // `deno task distill`. "adapter" is the time in which the adapter computes; the rest of a stage's time is the host's,
 // enlarged here by the timestamps around every dispatch. With `--shapes` kernels are told apart by shape too.
 import { distill } from "../src/distill/distill.ts";
+import { planRun } from "../src/distill/dry_run.ts";
 import { main } from "../src/cli/main.ts";
 import { Device } from "../src/gpu/device.ts";
 import { Profiler } from "../src/gpu/profiler.ts";
@@ -32,6 +33,7 @@ const code = await main(
     signal: new AbortController().signal,
   },
   {
+    plan: planRun,
     open: () => Device.open({ profiler }),
     distill: async (model, data, recipe, options) => {
       since = performance.now();

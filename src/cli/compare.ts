@@ -19,7 +19,7 @@ import { exitCodeOf, runProcess } from "./process.ts";
 export function compare(
   args: readonly string[],
   io: Io,
-  engine: Engine = { distill, open: () => openDevice(io) },
+  engine: Omit<Engine, "plan"> = { distill, open: () => openDevice(io) },
 ): Promise<number> {
   return exitCodeOf(args, io, async () => {
     const flags = parseCompareFlags(args);

@@ -22,14 +22,18 @@ import { ProgressPrinter } from "./progress.ts";
  * @param engine the engine
  * @throws what the first failed student threw, after all others were made
  */
-export async function compareCommand(flags: CompareFlags, io: Io, engine: Engine): Promise<void> {
+export async function compareCommand(
+  flags: CompareFlags,
+  io: Io,
+  engine: Omit<Engine, "plan">,
+): Promise<void> {
   const base = recipeOf(await readLayers(flags, io), flags, io.cwd);
   const plan = { base, rows: await rowsOf(flags, io), bits: flags.bits, seeds: flags.seeds };
   const cells = comparisonCells(plan);
   const printer = new ProgressPrinter(io);
   const labelled = cells.find(({ recipe }) => usesLabels(recipe));
   const inputs = await readRunInputs((labelled ?? cells[0]!).recipe);
-  describeInputs(inputs, printer);
+  describeInputs(inputs.data, printer);
   const folder = resolve(io.cwd, flags.out);
   const { table, failures } = await compare(plan, inputs, {
     ...engine,

@@ -2,6 +2,8 @@
 import { basename, join, resolve } from "node:path";
 import { describeImages } from "../data/image_set.ts";
 import type { distill, DistillOptions, RecognisedData } from "../distill/distill.ts";
+import type { planRun, RunPlan } from "../distill/dry_run.ts";
+import { planText } from "../distill/plan_text.ts";
 import type { Recipe } from "../distill/recipe.ts";
 import {
   layerTable,
@@ -32,6 +34,8 @@ export interface Engine {
     recipe: Recipe,
     options: DistillOptions,
   ) => ReturnType<typeof distill>;
+  /** {@linkcode planRun}. */
+  readonly plan: typeof planRun;
   /** Opens the GPU, once for all runs of a command. */
   readonly open: () => Promise<Device>;
 }
@@ -59,6 +63,9 @@ const SINGLE_RUN_KEYS = ["model", "method", "weightBits", "activationBits", "cal
 export async function distillCommand(flags: Flags, io: Io, engine: Engine): Promise<void> {
   const recipe = recipeOf(await readLayers(flags, io), flags, io.cwd);
   const single = flags.recipe !== undefined || SINGLE_RUN_KEYS.some((key) => flags.values.has(key));
+  if (flags.dryRun) {
+    return await planOnly(single ? [recipe] : exampleRecipes(recipe), flags, io, engine);
+  }
   await (single
     ? distillOne(recipe, flags, io, engine)
     : distillExample(recipe, flags, io, engine));
@@ -88,12 +95,38 @@ export async function readLayers(
   return layers;
 }
 
+/** Prints what the runs would do; no folder is made. */
+async function planOnly(
+  recipes: readonly Recipe[],
+  flags: Flags,
+  io: Io,
+  engine: Engine,
+): Promise<void> {
+  const printer = new ProgressPrinter(io);
+  const onProgress = printer.update.bind(printer);
+  const [first] = recipes;
+  const { model, data } = await readRunInputs(first!); // the command has one recipe at least
+  describeInputs(data, printer);
+  using device = await engine.open();
+  const plans: RunPlan[] = [];
+  try {
+    for (const recipe of recipes) {
+      io.signal.throwIfAborted();
+      plans.push(await engine.plan(model, data, recipe, { device, onProgress, signal: io.signal }));
+    }
+  } finally {
+    printer.clear();
+  }
+  const json = plans.length === 1 ? plans[0] : plans;
+  io.stdout(flags.json ? reportJson(json) : plans.map(planText).join("\n"));
+}
+
 async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
   const recipe = { ...asked, out: asked.out ?? join(io.cwd, "runs", runName(asked)) };
   await checkRunFolder(recipe.out, RUN_ENTRIES);
   const printer = new ProgressPrinter(io);
   const inputs = await readRunInputs(recipe);
-  describeInputs(inputs, printer);
+  describeInputs(inputs.data, printer);
   using device = await engine.open();
   const { files, report } = await run(recipe, inputs, { device, engine, printer, io });
   await writeRunFolder(recipe.out, files);
@@ -114,12 +147,12 @@ async function distillOne(asked: Recipe, flags: Flags, io: Io, engine: Engine): 
 
 async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engine): Promise<void> {
   const out = asked.out ?? join(io.cwd, "runs", MNIST_EXAMPLE);
-  const recipes = EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
+  const recipes = exampleRecipes(asked);
   const names = recipes.map(rowName);
   await checkRunFolder(out, [...names, "report.json", "table.txt"]);
   const printer = new ProgressPrinter(io);
   const inputs = await readRunInputs({ ...asked, method: "qat" }); // labels included
-  describeInputs(inputs, printer);
+  describeInputs(inputs.data, printer);
   const { calibrationLabels: _, ...unlabelled } = inputs.data;
   using device = await engine.open();
   const reports: Report[] = [];
@@ -149,6 +182,10 @@ async function distillExample(asked: Recipe, flags: Flags, io: Io, engine: Engin
   await writeRunFolder(out, folder);
   printer.note(`wrote ${out}`);
   io.stdout(flags.json ? reportJson(summary) : table);
+}
+
+function exampleRecipes(asked: Recipe): Recipe[] {
+  return EXAMPLE_ROWS.map((row) => ({ ...asked, ...row }));
 }
 
 /** What the table cannot say by itself. */
@@ -193,11 +230,10 @@ async function run(
 /**
  * Says what the inputs were recognised as.
  *
- * @param inputs network and data
- * @param inputs.data the data
+ * @param data the inputs
  * @param printer where to say it
  */
-export function describeInputs({ data }: RunInputs, printer: ProgressPrinter): void {
+export function describeInputs(data: RecognisedData, printer: ProgressPrinter): void {
   printer.note(`calibration: ${describeImages(data.calibration)}`);
   if (data.evaluation !== undefined) {
     printer.note(`evaluation: ${describeImages(data.evaluation)}`);

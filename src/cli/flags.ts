@@ -4,6 +4,7 @@ import { checkRecipe, checkRecipePart, type Recipe, RECIPE_FIELDS } from "../dis
 import type { RecipeField } from "../distill/recipe_fields.ts";
 import { VERSION } from "../distill/report.ts";
 import { PATH_KEYS } from "../run/run_inputs.ts";
+import { type Override, overrideProblem } from "../distill/overrides.ts";
 import { nearestName } from "../core/nearest_name.ts";
 import { FormatError } from "../core/errors.ts";
 
@@ -17,6 +18,8 @@ export interface Flags {
   readonly help: boolean;
   readonly version: boolean;
   readonly json: boolean;
+  /** Plan the run only. */
+  readonly dryRun: boolean;
   /** Show stack traces of errors. */
   readonly debug: boolean;
   /** Recipe file that the flags override. */
@@ -46,6 +49,7 @@ const SWITCHES: Readonly<Record<string, string>> = {
   help: "show this and stop",
   version: "show the version and stop",
   json: "print the report as JSON on standard output",
+  "dry-run": "print what a run would do, its memory and time, and make nothing",
   debug: "show the stack trace of an error",
 };
 
@@ -88,14 +92,27 @@ export function parseFlags(
     if (value === undefined || (inline === undefined && value.startsWith("--"))) {
       throw new UsageError(`--${flag}: needs a value, --${flag} ${wanted}`);
     }
+    if (field?.kind === "overrides") {
+      // The only flag that may be repeated.
+      const before = values.get(field.key) as readonly Override[] | undefined ?? [];
+      values.set(field.key, [...before, overrideOf(flag, value)]);
+      continue;
+    }
     const given = field === undefined ? own.has(flag) : values.has(field.key);
     if (given) throw new UsageError(`--${flag}: given twice`);
     if (field === undefined) own.set(flag, value);
     else values.set(field.key, valueOf(field, `--${flag}`, value));
   }
-  const [help, version, json, debug] = ["help", "version", "json", "debug"]
-    .map((name) => switches.has(name)) as [boolean, boolean, boolean, boolean];
-  return { help, version, json, debug, recipe: own.get("recipe"), own, values };
+  return {
+    help: switches.has("help"),
+    version: switches.has("version"),
+    json: switches.has("json"),
+    dryRun: switches.has("dry-run"),
+    debug: switches.has("debug"),
+    recipe: own.get("recipe"),
+    own,
+    values,
+  };
 }
 
 /**
@@ -126,6 +143,11 @@ export function recipeOf(
     }
   }
   for (const [key, value] of flags.values) {
+    if (key === "overrides") {
+      // Those of the command line are added to the file's: the last ones win.
+      merged[key] = [...merged[key] as [] ?? [], ...value as []];
+      continue;
+    }
     const [outer, inner] = key.split(".") as [string, string | undefined];
     const before = merged[outer];
     merged[outer] = inner === undefined
@@ -142,9 +164,10 @@ export function recipeOf(
   const checked = checkRecipe(merged);
   if ("recipe" in checked) return checked.recipe;
   const { key, detail } = checked.problem;
-  const source = flags.values.has(key) ? undefined : sources.get(key.split(".")[0]!);
+  const outer = key.split(/[.[]/)[0]!;
+  const source = flags.values.has(key) ? undefined : sources.get(outer);
   if (source !== undefined) throw new FormatError(source, key, detail);
-  throw new UsageError(`--${flagOf(key)}: ${detail}`);
+  throw new UsageError(`--${flagOf(key.replace(/\[.*/, ""))}: ${detail}`);
 }
 
 /** @returns the text of `--help`: every flag with its default */
@@ -197,9 +220,11 @@ export function flagLines({ own = {}, instead = {} }: CommandFlags = {}): string
 
 /**
  * @param key key of the recipe
- * @returns its flag without the dashes: `augment.copies` is `augment-copies`, `weightBits` is `weight-bits`
+ * @returns its flag without the dashes: `augment.copies` is `augment-copies`, `weightBits` is `weight-bits`; one flag
+ * gives one override
  */
 export function flagOf(key: string): string {
+  if (key === "overrides") return "override";
   return key.replace(".", "-").replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
@@ -234,7 +259,7 @@ function unknownFlag(flag: string, own: object): UsageError {
 export function valueOf(field: RecipeField, place: string, word: string): unknown {
   if (field.nullable && word === "null") return null;
   if (field.kind === "text") return word;
-  if (field.kind === "texts") return word.split(",");
+  if (field.kind === "texts") return word === "" ? [] : word.split(",");
   const wrong = () =>
     new UsageError(`${place}: found ${JSON.stringify(word)}, expected ${field.expected}`);
   if (field.kind === "boolean") {
@@ -249,6 +274,35 @@ export function valueOf(field: RecipeField, place: string, word: string): unknow
   return field.kind === "numbers" ? numbers : numbers[0];
 }
 
+/** `conv1=weightBits:8,activationBits:8`, or `operators:Gemm=quantize:false`. */
+function overrideOf(flag: string, word: string): Override {
+  const wrong = (detail: string) => new UsageError(`--${flag}: ${JSON.stringify(word)}: ${detail}`);
+  const [, prefix, name = "", list = ""] = /^(operators:)?(.+)=([^=]+)$/s.exec(word) ?? [];
+  const example = "conv1=weightBits:8,activationBits:8 or operators:Gemm=quantize:false";
+  if (name === "") throw wrong(`expected for example ${example}`);
+  const subject: [string, unknown] = [prefix === undefined ? "layers" : "operators", name];
+  const settings = list.split(",").map((setting): [string, unknown] => {
+    const [, key, value] = /^([^:]+):(.+)$/s.exec(setting) ?? [];
+    if (key === undefined || value === undefined) {
+      throw wrong(`found ${JSON.stringify(setting)}, expected KEY:VALUE`);
+    }
+    if (value === "true" || value === "false") return [key, value === "true"];
+    return [key, /^\d+$/.test(value) ? Number(value) : value];
+  });
+  const entries = [subject, ...settings];
+  const twice = entries.find(([key], i) => entries.findIndex(([other]) => other === key) < i);
+  if (twice !== undefined) throw wrong(`${twice[0]} is given twice`);
+  const override = Object.fromEntries(entries);
+  const problem = checkRecipePart({ overrides: [override] });
+  if (problem !== undefined) {
+    throw wrong(`${problem.key.replace("overrides[0].", "")}: ${problem.detail}`);
+  }
+  // The schema has accepted it.
+  const detail = overrideProblem(override as Override);
+  if (detail !== undefined) throw wrong(detail);
+  return override as Override;
+}
+
 function placeholder({ key, kind }: RecipeField): string {
   if (key === "out") return "FOLDER";
   if (PATH_KEYS.includes(key)) return "FILE";
@@ -258,6 +312,7 @@ function placeholder({ key, kind }: RecipeField): string {
     number: "N",
     numbers: "N,N,..",
     boolean: "BOOL",
+    overrides: "LAYERS=KEY:VALUE,..",
   }[kind];
 }
 
@@ -269,7 +324,7 @@ function choices({ expected, kind }: RecipeField): string {
 
 function shownDefault(field: RecipeField): string {
   const value = field.default;
-  if (Array.isArray(value)) return value.join(",");
+  if (Array.isArray(value)) return value.length === 0 ? "none" : value.join(",");
   if (field.key === "out") return "runs/MODEL-METHOD-wBaB";
   return value === null ? (PATH_KEYS.includes(field.key) ? "none" : "null") : String(value);
 }

@@ -1,5 +1,6 @@
 // Entry of `deno task distill`: arguments in, exit code out. Nothing but this room prints or exits.
 import { distill } from "../distill/distill.ts";
+import { planRun } from "../distill/dry_run.ts";
 import { VERSION } from "../distill/report.ts";
 import { distillCommand, type Engine } from "./distill_command.ts";
 import { helpText, parseFlags } from "./flags.ts";
@@ -18,7 +19,7 @@ import { exitCodeOf, runProcess } from "./process.ts";
 export function main(
   args: readonly string[],
   io: Io,
-  engine: Engine = { distill, open: () => openDevice(io) },
+  engine: Engine = { distill, plan: planRun, open: () => openDevice(io) },
 ): Promise<number> {
   return exitCodeOf(args, io, async () => {
     const flags = parseFlags(args);

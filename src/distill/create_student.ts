@@ -21,7 +21,7 @@ export type WeightRecipe = Pick<Recipe, "method" | "weightGrid" | "weightObserve
  *
  * @param network the network
  * @param activations calibrated quantizers
- * @param recipe grid and observer of the weights
+ * @param recipe grid and observer of the weights, unless the network's settings have their own
  * @returns the student; frozen as it is, it is the PTQ baseline
  */
 export function createStudent(
@@ -31,7 +31,8 @@ export function createStudent(
 ): Student {
   const layers: LayerState[] = [];
   for (const [name, bits] of network.weightBits) {
-    layers.push(layerState(network, nodeNamed(network.trained.graph.nodes, name), bits, recipe));
+    const node = nodeNamed(network.trained.graph.nodes, name);
+    layers.push(layerState(network, node, bits, { ...recipe, ...network.settings.get(name) }));
   }
   return new Student(layers, activations);
 }

@@ -1,22 +1,21 @@
 // The verb: a network and unlabelled inputs in, the quantized student and a report out.
-import { GpuError } from "../core/errors.ts";
 import type { NdArray } from "../core/nd_array.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import { Device } from "../gpu/device.ts";
 import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/image_set.ts";
-import { chooseSamples, type Split, splitHeldOut } from "../data/sampler.ts";
+import type { Split } from "../data/sampler.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
 import { calibrate } from "./calibrate.ts";
 import { createStudent } from "./create_student.ts";
 import { agreement, layerEnds, measureLayers, predict, topClasses } from "./evaluate.ts";
 import { type Residence, RowSet } from "./frontier.ts";
-import { placeFrontier } from "./frontier_memory.ts";
-import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
+import { partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
-import { type Network, prepareNetwork } from "./network.ts";
+import type { Network } from "./network.ts";
 import { copiesFor } from "./presets.ts";
-import { batchNormPolicy, parseRecipe, type Recipe } from "./recipe.ts";
+import { prepareRun } from "./prepare_run.ts";
+import { parseRecipe, type Recipe } from "./recipe.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
 import type { Progress, Samples, Session } from "./session.ts";
 import { augmentedCopies } from "./augmentation.ts";
@@ -56,10 +55,8 @@ export interface DistillOptions {
   readonly teacherClasses?: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>;
 }
 
-/** Samples that go through a network at a time unless the recipe says otherwise. */
-const BATCH = 64;
 /** Samples used to choose the activations' ranges. */
-const CALIBRATION_SAMPLES = 256;
+export const CALIBRATION_SAMPLES = 256;
 
 /**
  * Makes a quantized student of a network.
@@ -97,18 +94,8 @@ async function run(
   { onProgress = () => {}, signal, teacherClasses = new WeakMap() }: DistillOptions,
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
-  if (recipe.tileStorage === "float16" && !device.hasFloat16Tiles) {
-    const reason = device.target.family === "gpu" ? "it has no shader-f16" : "it is a CPU adapter";
-    throw new GpuError(`Cannot store tiles as float16 on "${device.adapterName}": ${reason}`);
-  }
-  const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
-  const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
-  const split = splitHeldOut(chosen, recipe.heldOut);
-  const trainRows = split.train.length * copiesFor(recipe);
-  const fitting = fittingBatch(device, network.trained, recipe.batchSize ?? BATCH);
-  const batch = Math.min(fitting, trainRows);
-  const counts = { rows: trainRows + split.heldOut.length, batch };
-  const frontier = placeFrontier(device, network, counts, recipe);
+  const prepared = prepareRun(device, model, data.calibration.count, recipe);
+  const { network, split, batch, frontier } = prepared;
   const samples = uploadSamples(device, network, data, split, recipe, frontier.residence);
   using teacher = teacherValues(device, network);
   const compiling: CompileOptions = {
@@ -153,10 +140,11 @@ async function run(
 
   const classes = await evaluate(session, data, teacherClasses);
   const end = performance.now();
-  const layers = Array.from(network.weightBits, ([name, weightBits]): LayerReport => ({
+  const measured = network.teacher.graph.nodes.filter(({ name }) => after.has(name));
+  const layers = measured.map(({ name, opType }): LayerReport => ({
     name,
-    opType: network.teacher.graph.nodes.find((node) => node.name === name)!.opType,
-    weightBits,
+    opType,
+    weightBits: network.weightBits.get(name) ?? null,
     activationBits: outputBits(network, name),
     mseBefore: before.get(name)!.mse,
     mseAfter: after.get(name)!.mse,

@@ -94,6 +94,25 @@ export function placeFrontier(
 }
 
 /**
+ * Bytes of the activations of all samples as they are kept.
+ *
+ * @param network the network
+ * @param counts samples
+ * @param recipe method
+ * @param place what {@linkcode placeFrontier} chose
+ * @returns bytes where most are held
+ */
+export function placedBytes(
+  network: Network,
+  counts: SampleCounts,
+  recipe: Omit<MemoryRecipe, "memoryBudget">,
+  { compact }: FrontierPlace,
+): number {
+  return frontierBytes(network, unitsOfRecipe(network, recipe), counts, compact ? COMPACT : FLOAT32)
+    .all;
+}
+
+/**
  * The memory of the four frontiers: teacher and student, training and held-out samples.
  *
  * @param network the network

@@ -263,7 +263,7 @@ export async function advance(
  * @returns at least 1
  */
 export function fittingBatch(
-  device: Device,
+  device: Pick<Device, "maxTensorBytes">,
   { graph, shapes }: ChannelsLastGraph,
   wanted: number,
   budget = 1 << 30,

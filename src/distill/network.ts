@@ -8,9 +8,10 @@ import type { Graph, Node } from "../graph/graph.ts";
 import { inferShapes } from "../graph/shape_inference.ts";
 import { simplify } from "../graph/simplify.ts";
 import { consumers, producers } from "../graph/topology.ts";
+import { type LayerRules, type LayerSettings, layerSettings } from "./overrides.ts";
 
 /** Bits of a network's quantizers. */
-export interface BitWidths {
+export interface BitWidths extends LayerRules {
   readonly weightBits: number;
   readonly activationBits: number;
   /** Weights of the first and the last layer, and the activations only they read. */
@@ -29,8 +30,10 @@ export interface Network {
   readonly batchNorms: ReadonlyMap<string, Node>;
   /** Bits of every quantized tensor. */
   readonly activationBits: ReadonlyMap<string, number>;
-  /** Bits of every weighted layer, by node name, in execution order. */
+  /** Bits of every quantized layer, by node name, in execution order; layers that stay float are absent. */
   readonly weightBits: ReadonlyMap<string, number>;
+  /** What overrides say of layers and poolings, by node name. */
+  readonly settings: ReadonlyMap<string, LayerSettings>;
   readonly input: string;
   readonly output: string;
 }
@@ -48,7 +51,7 @@ const POOLS: ReadonlySet<string> = new Set(["AveragePool", "GlobalAveragePool", 
  * @param keepBatchNorm whether the student trains with its batch norms
  * @returns all that the methods need
  * @throws UnsupportedError when a node cannot be executed
- * @throws RangeError when shapes conflict or there is nothing to quantize
+ * @throws RangeError when shapes conflict, an override matches no layer or there is nothing to quantize
  */
 export function prepareNetwork(model: Graph, bits: BitWidths, keepBatchNorm: boolean): Network {
   const simplified = simplify(model);
@@ -61,18 +64,21 @@ export function prepareNetwork(model: Graph, bits: BitWidths, keepBatchNorm: boo
     );
   }
   checkSupported(teacher.graph);
+  const assigned = assignBits(teacher, bits);
   const batchNorms = new Map<string, Node>();
   if (keepBatchNorm) {
     for (const { layer, batchNorm } of findBatchNormFolds(simplified)) {
-      batchNorms.set(layer.name, batchNorm);
+      if (assigned.weightBits.has(layer.name)) batchNorms.set(layer.name, batchNorm);
     }
   }
+  // What stays float does not train, so neither does its batch norm.
+  const unfolded = () => channelsLast(foldBatchNorm(simplified, { except: batchNorms }));
   return {
     folded,
     teacher,
-    trained: batchNorms.size > 0 ? channelsLast(simplified) : teacher,
+    trained: batchNorms.size > 0 ? unfolded() : teacher,
     batchNorms,
-    ...assignBits(teacher.graph, bits),
+    ...assigned,
     input: input.name,
     output: output.name,
   };
@@ -138,30 +144,47 @@ function checkSupported(graph: Graph): void {
 }
 
 function assignBits(
-  graph: Graph,
-  { weightBits, activationBits, firstLastBits }: BitWidths,
-): Pick<Network, "activationBits" | "weightBits"> {
+  { graph, layouts }: ChannelsLastGraph,
+  { weightBits, activationBits, firstLastBits, ...rules }: BitWidths,
+): Pick<Network, "activationBits" | "weightBits" | "settings"> {
   const layers = graph.nodes.filter((node) => LAYERS.has(node.opType));
   if (layers.length === 0) throw new RangeError("the network has no Conv or Gemm to quantize");
+  const nodes = graph.nodes.filter(({ opType }) => LAYERS.has(opType) || POOLS.has(opType));
+  const settings = layerSettings(nodes, layouts, rules);
   const readers = consumers(graph);
   const makers = producers(graph);
   const isOuter = (node: Node) =>
     !reaches(node, (name) => [makers.get(name)], (n) => n.inputs) ||
     !reaches(node, (name) => readers.get(name) ?? [], (n) => n.outputs);
   const outer = new Set(layers.filter(isOuter).map((node) => node.name));
-  const weights = new Map(
-    layers.map((node) => [node.name, outer.has(node.name) ? firstLastBits : weightBits]),
-  );
+  const weights = new Map<string, number>();
+  for (const { name } of layers) {
+    const { quantize, weightBits: own } = settings.get(name) ?? {};
+    if (quantize === false) continue;
+    weights.set(name, own ?? (outer.has(name) ? firstLastBits : weightBits));
+  }
+  if (weights.size === 0) {
+    throw new RangeError("every layer is skipped, nothing is left to quantize");
+  }
   const activations = new Map<string, number>();
-  for (const node of graph.nodes) {
-    if (!LAYERS.has(node.opType) && !POOLS.has(node.opType)) continue;
+  for (const node of nodes) {
     const tensor = node.inputs[0]!;
     const fed = layersFedBy(tensor, readers);
-    const all = fed.length > 0 ? fed : [node.name];
-    const onlyOuter = all.every((name) => outer.has(name) || !weights.has(name));
-    activations.set(tensor, onlyOuter ? firstLastBits : activationBits);
+    const quantized = fed.filter((name) => weights.has(name));
+    const own = settings.get(node.name);
+    const isFloat = own?.quantize === undefined
+      // A pooling in front of float layers stays float with them.
+      ? !LAYERS.has(node.opType) && fed.length > 0 && quantized.length === 0
+      : !own.quantize;
+    if (isFloat) continue;
+    const common = quantized.every((name) => outer.has(name)) ? firstLastBits : activationBits;
+    const wanted = (name: string) => settings.get(name)?.activationBits ?? common;
+    // What a pooling reads has the bits of the layers behind it.
+    const behind = LAYERS.has(node.opType) || own?.activationBits !== undefined ? [] : quantized;
+    const asked = behind.length > 0 ? Math.max(...behind.map(wanted)) : wanted(node.name);
+    activations.set(tensor, Math.max(asked, activations.get(tensor) ?? 0));
   }
-  return { weightBits: weights, activationBits: activations };
+  return { weightBits: weights, activationBits: activations, settings };
 }
 
 /** Whether another layer is found from a node by following tensors one way. */

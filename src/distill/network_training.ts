@@ -5,6 +5,7 @@ import { gatherWords, rememberRowLoss } from "../../kernels/gather.ts";
 import { errorSums } from "../../kernels/mse.ts";
 import { crossEntropy, distillationLoss } from "../../kernels/softmax.ts";
 import { batchTable } from "../data/sampler.ts";
+import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
@@ -21,6 +22,7 @@ import {
 import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
+import type { Network } from "./network.ts";
 import type { Session } from "./session.ts";
 import { BLOCKWISE, type Stage, stagesFor } from "./stage.ts";
 import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
@@ -67,12 +69,9 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   const { losses, steps, stage } = training;
   const step = training.training ?? stagesFor([BLOCKWISE], recipe)[0]!;
   const share = partOfActivations(step.activations, steps);
-  // Both networks' activations are alive at once, and the student's gradients too.
-  const batch = Math.min(
-    samples.clean,
-    fittingBatch(device, network.trained, session.batch, 2 ** 29),
-    ...(training.training && recipe.batchSize === null ? [training.training.batch] : []),
-  );
+  const most = networkBatch(device, network, samples.clean, session.batch);
+  const own = training.training && recipe.batchSize === null ? training.training.batch : most;
+  const batch = Math.min(most, own);
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
   const { importance } = losses;
   const weights = importance
@@ -181,6 +180,24 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   for (const tensor of [transforms, black, words, ...weights.values()]) {
     device.release(tensor);
   }
+}
+
+/**
+ * Inputs of a step of whole-network training: both networks' activations are alive at once, and the student's gradients.
+ *
+ * @param device whose limits count
+ * @param network the network
+ * @param clean samples there are
+ * @param batch upper bound
+ * @returns at least 1
+ */
+export function networkBatch(
+  device: Pick<Device, "maxTensorBytes">,
+  network: Network,
+  clean: number,
+  batch: number,
+): number {
+  return Math.min(clean, fittingBatch(device, network.trained, batch, 2 ** 29));
 }
 
 /**

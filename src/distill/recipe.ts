@@ -5,7 +5,13 @@ import { FormatError } from "../core/errors.ts";
 import { nearestName } from "../core/nearest_name.ts";
 import type { ActivationTrainer } from "../quant/activation_parameters.ts";
 import type { WeightQuantizer } from "../quant/training_parameters.ts";
-import { type RecipeField, recipeFields } from "./recipe_fields.ts";
+import {
+  type Override,
+  OVERRIDE_OPERATORS,
+  type OverrideOperator,
+  overrideProblem,
+} from "./overrides.ts";
+import { fieldsOf, type JsonSchema, type RecipeField } from "./recipe_fields.ts";
 import type { ActivationMode, InputMode, UnitLoss } from "./stage.ts";
 import type { Optimization } from "./training.ts";
 import type { UnitKind } from "./units.ts";
@@ -114,6 +120,12 @@ export interface Recipe {
   readonly memoryBudget: number | null;
   /** Run folder of the command line. */
   readonly out: string | null;
+  /** What differs for some layers: layer names over operators over the keys above, later entries over earlier ones. */
+  readonly overrides: readonly Override[];
+  /** Patterns of layers that stay float. */
+  readonly skipLayers: readonly string[];
+  /** Operators whose layers stay float. */
+  readonly skipOperators: readonly OverrideOperator[];
 }
 
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
@@ -148,7 +160,7 @@ const augmentSchema = z.strictObject({
   flip: z.boolean().default(true).describe("mirror copies left to right at random"),
 });
 
-const recipeSchema = z.strictObject({
+const globalSchema = z.strictObject({
   model: z.string().min(1).default("mnist").describe(
     'ONNX file, or "mnist" for the built-in example',
   ),
@@ -246,11 +258,45 @@ const recipeSchema = z.strictObject({
   out: path("run folder with the student, its weights, recipe.json and report.json"),
 });
 
+/** A key that an override may have: the same values, no default. */
+const overridable = globalSchema.shape;
+
+const overrideSchema = z.strictObject({
+  layers: z.string().min(1).exactOptional(),
+  operators: z.enum(OVERRIDE_OPERATORS).exactOptional(),
+  weightBits: overridable.weightBits.unwrap().exactOptional(),
+  activationBits: overridable.activationBits.unwrap().exactOptional(),
+  weightGrid: overridable.weightGrid.unwrap().exactOptional(),
+  weightObserver: overridable.weightObserver.unwrap().exactOptional(),
+  quantize: z.boolean().exactOptional(),
+});
+
+const recipeSchema = globalSchema.extend({
+  overrides: z.array(overrideSchema).default([]).describe(
+    "what differs for layers whose name matches, or whose operator it is; may be repeated, the last wins",
+  ),
+  skipLayers: z.array(z.string().min(1)).default([]).describe(
+    "patterns of layers that stay float, * stands for any characters",
+  ),
+  skipOperators: z.array(z.enum(OVERRIDE_OPERATORS)).default([]).describe(
+    "operators whose layers stay float",
+  ),
+});
+
 /** The recipe with nothing asked for: every default. */
 export const DEFAULT_RECIPE: Recipe = recipeSchema.parse({});
 
 /** Every key of the recipe, in the order of the schema. */
-export const RECIPE_FIELDS: readonly RecipeField[] = recipeFields(recipeSchema);
+export const RECIPE_FIELDS: readonly RecipeField[] = fieldsOf(
+  z.toJSONSchema(recipeSchema) as JsonSchema,
+  "",
+);
+
+/** Keys of an override, called `overrides[].weightBits`. */
+const OVERRIDE_FIELDS: readonly RecipeField[] = fieldsOf(
+  z.toJSONSchema(overrideSchema) as JsonSchema,
+  "overrides[].",
+);
 
 /** One thing wrong with a recipe. */
 export interface RecipeProblem {
@@ -333,6 +379,10 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,
     };
   }
+  for (const [i, override] of recipe.overrides.entries()) {
+    const detail = overrideProblem(override);
+    if (detail !== undefined) return { key: `overrides[${i}]`, detail };
+  }
   return undefined;
 }
 
@@ -340,17 +390,32 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
 function problemOf(value: unknown, issues: readonly z.core.$ZodIssue[]): RecipeProblem {
   const unknown = issues.find((issue) => issue.code === "unrecognized_keys");
   if (unknown?.code === "unrecognized_keys") {
-    const prefix = unknown.path.map((part) => `${String(part)}.`).join("");
-    const key = prefix + unknown.keys[0];
-    const near = nearestName(key, [...RECIPE_FIELDS.map((field) => field.key), "augment"]);
+    const place = placeOf(unknown.path);
+    const key = place === "" ? unknown.keys[0]! : `${place}.${unknown.keys[0]}`;
+    const names = [...RECIPE_FIELDS.map((field) => field.key), "augment"];
+    const near = place.startsWith("overrides[")
+      ? nearestName(unknown.keys[0]!, Object.keys(overrideSchema.shape))
+      : nearestName(key, names);
     return { key, detail: `unknown key${near === undefined ? "" : `, did you mean "${near}"?`}` };
   }
   const parts = issues[0]?.path ?? [];
   let found = value;
   for (const part of parts) found = (found as Record<PropertyKey, unknown>)[part];
-  const key = parts.filter((part) => typeof part === "string").join(".");
-  const expected = RECIPE_FIELDS.find((field) => field.key === key)?.expected ?? "a JSON object";
+  // A list of numbers or texts is named as a whole, an override by its place.
+  const isOverride = parts[0] === "overrides";
+  const key = placeOf(isOverride ? parts : parts.filter((part) => typeof part === "string"));
+  const general = key.replace(/\[\d+\]/, "[]");
+  const expected = [...RECIPE_FIELDS, ...OVERRIDE_FIELDS].find((field) => field.key === general)
+    ?.expected ?? "a JSON object";
   return { key, detail: `found ${shown(found)}, expected ${expected}` };
+}
+
+/** `overrides[0].weightBits` for a path into a recipe. */
+function placeOf(path: readonly PropertyKey[]): string {
+  return path.reduce<string>((place, part) => {
+    if (typeof part === "number") return `${place}[${part}]`;
+    return place === "" ? String(part) : `${place}.${String(part)}`;
+  }, "");
 }
 
 function shown(value: unknown): string {

@@ -1,5 +1,4 @@
-// The keys of a recipe as `--help` and errors name them, read from its schema.
-import { z } from "zod";
+// The keys of a recipe as `--help`, the command line and error messages see them: read from its JSON Schema.
 
 /** What `--help` and an error say about one key of the recipe. */
 export interface RecipeField {
@@ -10,22 +9,12 @@ export interface RecipeField {
   /** For example `an integer from 2 to 8`. */
   readonly expected: string;
   /** How a word on the command line becomes the value. */
-  readonly kind: "text" | "texts" | "number" | "numbers" | "boolean";
+  readonly kind: "text" | "texts" | "number" | "numbers" | "boolean" | "overrides";
   readonly nullable: boolean;
 }
 
-/**
- * Describes the keys of a schema.
- *
- * @param schema of an object
- * @returns every key, in the order of the schema
- */
-export function recipeFields(schema: z.ZodType): RecipeField[] {
-  return fieldsOf(z.toJSONSchema(schema) as JsonSchema, "");
-}
-
 /** The part of JSON Schema that zod writes for the recipe. */
-interface JsonSchema {
+export interface JsonSchema {
   readonly type?: string | readonly string[];
   readonly anyOf?: readonly JsonSchema[];
   readonly enum?: readonly string[];
@@ -38,7 +27,14 @@ interface JsonSchema {
   readonly description?: string;
 }
 
-function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
+/**
+ * The keys of a schema.
+ *
+ * @param schema of a record
+ * @param prefix put before each key
+ * @returns one field for each key, those of records inside as `outer.inner`
+ */
+export function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
   return Object.entries(schema.properties ?? {}).flatMap(([name, property]) => {
     const key = prefix + name;
     if (property.properties !== undefined) return fieldsOf(property, `${key}.`);
@@ -46,7 +42,7 @@ function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
     const types = [inner.type ?? []].flat();
     const nullable = property.anyOf !== undefined || types.includes("null");
     const kind = types.includes("array")
-      ? inner.items?.type === "string" ? "texts" : "numbers"
+      ? listKind(inner)
       : types.includes("boolean")
       ? "boolean"
       : types.includes("string")
@@ -64,10 +60,17 @@ function fieldsOf(schema: JsonSchema, prefix: string): RecipeField[] {
   });
 }
 
+function listKind({ items }: JsonSchema): RecipeField["kind"] {
+  if (items?.properties !== undefined) return "overrides";
+  return items?.type === "string" ? "texts" : "numbers";
+}
+
 function expectedOf(schema: JsonSchema, types: readonly string[]): string {
   if (schema.enum !== undefined) return `one of ${schema.enum.join(", ")}`;
   if (types.includes("array")) {
-    return schema.items?.type === "string" ? "a list of texts" : "a list of numbers";
+    const { items } = schema;
+    if (items?.enum !== undefined) return `a list of ${items.enum.join(", ")}`;
+    return `a list of ${listKind(schema)}`;
   }
   if (types.includes("boolean")) return "true or false";
   if (types.includes("string")) return "a text";

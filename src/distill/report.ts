@@ -198,8 +198,17 @@ export function decimal(value: number | null, digits: number): string {
   return (Math.abs(value) < 0.5 * 10 ** -digits ? 0 : value).toFixed(digits);
 }
 
-/** First column to the left, the others to the right, two blanks between; a last column without heading to the left. */
-function alignedTable(heading: readonly string[], rows: readonly (readonly string[])[]): string {
+/**
+ * A table for people: first column to the left, the others to the right, a column without heading to the left.
+ *
+ * @param heading one cell a column
+ * @param rows cells, made safe for a terminal
+ * @returns lines with two blanks between columns, no newline at the end
+ */
+export function alignedTable(
+  heading: readonly string[],
+  rows: readonly (readonly string[])[],
+): string {
   const lines = [heading, ...rows].map((line) => line.map(printable));
   const widths = heading.map((_, column) =>
     Math.max(...lines.map((line) => [...line[column] ?? ""].length))

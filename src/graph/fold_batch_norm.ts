@@ -48,13 +48,18 @@ export function findBatchNormFolds(graph: Graph): BatchNormFold[] {
  * the weight `<layer>.weight`. Other batch normalizations stay.
  *
  * @param graph the network, simplified
+ * @param options.except names of layers whose batch normalization stays
  * @returns the new network
  */
-export function foldBatchNorm(graph: Graph): Graph {
+export function foldBatchNorm(
+  graph: Graph,
+  { except }: { readonly except?: { has(layer: string): boolean } } = {},
+): Graph {
   const edit = startEdit(graph);
   const positions = new Map(graph.nodes.map((node, i) => [node, i]));
   const gone = new Set<Node>();
   for (const { layer, batchNorm } of findBatchNormFolds(graph)) {
+    if (except?.has(layer.name)) continue;
     edit.nodes[positions.get(layer)!] = foldPair(graph, edit, layer, batchNorm);
     gone.add(batchNorm);
   }

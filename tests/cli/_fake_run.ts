@@ -3,6 +3,9 @@ import { ndArray } from "../../src/core/nd_array.ts";
 import type { Engine } from "../../src/cli/distill_command.ts";
 import type { Io } from "../../src/cli/io.ts";
 import { main } from "../../src/cli/main.ts";
+import { describeRun } from "../../src/distill/dry_run.ts";
+import { plannedStages } from "../../src/distill/planned_stages.ts";
+import { prepareRun } from "../../src/distill/prepare_run.ts";
 import type { Report } from "../../src/distill/report.ts";
 import { exportOnnx } from "../../src/formats/onnx_export.ts";
 import type { Device } from "../../src/gpu/device.ts";
@@ -35,13 +38,39 @@ export async function runMain(
   return { code, stdout, stderr };
 }
 
+const TARGET = { family: "software", subgroupSize: 8 };
+
 /** Gives the model back as its own student; `failure` is thrown instead where given. */
 export function fakeEngine(
-  options: { readonly failure?: unknown; readonly seen?: Parameters<Engine["distill"]>[] } = {},
+  options: {
+    readonly failure?: unknown;
+    readonly seen?: Parameters<Engine["distill"]>[];
+    readonly planned?: Parameters<Engine["plan"]>[];
+  } = {},
 ): Engine {
-  const { failure, seen = [] } = options;
+  const { failure, seen = [], planned = [] } = options;
   return {
     open: () => Promise.resolve(fakeDevice()),
+    plan: (...parameters) => {
+      planned.push(parameters);
+      const [graph, data, recipe] = parameters;
+      const device = {
+        limits: { maxBufferSize: 2 ** 30 },
+        maxTensorBytes: 2 ** 27,
+        target: TARGET,
+      };
+      // What a device would give is made up: the rest is as it is.
+      const prepared = prepareRun(
+        device as unknown as Device,
+        graph,
+        data.calibration.count,
+        recipe,
+      );
+      const stages = plannedStages(device, prepared, recipe);
+      const measured = { adapter: "none", batch: 16, seconds: 0.016 };
+      const evaluate = data.evaluation?.count ?? 0;
+      return Promise.resolve(describeRun(recipe, prepared, stages, evaluate, measured));
+    },
     distill: (...parameters) => {
       seen.push(parameters);
       const [graph, data, recipe, hooks] = parameters;

@@ -45,6 +45,19 @@ Deno.test("distill without flags makes eight students of the built-in example", 
     }
   }));
 
+Deno.test("distill --dry-run plans the eight students, and makes no folder", async () => {
+  const cwd = await Deno.makeTempDir();
+  try {
+    const { code, stdout, stderr } = await runMain(["--dry-run"], cwd);
+    assert.equal(code, 0, stderr);
+    const heads = stdout.split("\n").filter((line) => line.endsWith("nothing is made"));
+    assert.deepEqual([heads.length, heads[0]], [8, "ptq W8A8, a dry run: nothing is made"]);
+    assert.deepEqual([...Deno.readDirSync(cwd)], []);
+  } finally {
+    await Deno.remove(cwd, { recursive: true });
+  }
+});
+
 Deno.test("distill without flags hands labels to qat only, and evaluates the teacher once", () =>
   withExample(({ seen }) => {
     for (const [, data, { method }] of seen) {

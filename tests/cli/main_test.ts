@@ -84,6 +84,51 @@ Deno.test("main() repeats a run from its recipe.json alone, from any folder; fla
     assert.equal(out, join(folder, "b"));
   }));
 
+Deno.test("main() --dry-run prints the plan of the recipe, and writes nothing", () =>
+  withFiles(async (folder) => {
+    const seen: Parameters<Engine["distill"]>[] = [];
+    const planned: Parameters<Engine["plan"]>[] = [];
+    const engine = fakeEngine({ seen, planned });
+    const args = [...FLAGS, "--dry-run", "--weight-bits", "4", "--override", "co*=weightBits:3"];
+    const { code, stdout, stderr } = await runMain(args, folder, { engine });
+    assert.equal(code, 0, stderr);
+    assert.deepEqual([seen.length, planned.length], [0, 1]);
+    assert.match(stdout, /^blockwise W4A8, a dry run: nothing is made\nnetwork +1 layer, 96 mult/);
+    assert.match(stdout, /\nconv +Conv +conv +96 +6 +3 +8\n/);
+    assert.match(stdout, /\nconv +blockwise +1 +96 +200 +200 +10 +weights, scales, biases\n/);
+    assert.match(stdout, /\ntime +about 9 s: calibration 1 s, training 9 s, evaluation 0 s\n/);
+    assert.throws(() => Deno.statSync(join(folder, "runs")), Deno.errors.NotFound);
+    const json = await runMain([...args, "--json"], folder, { engine });
+    assert.equal(JSON.parse(json.stdout).units[0].trains, "weights, scales, biases");
+    const wrong = await runMain([...FLAGS, "--dry-run", "--skip-layers", "conf"], folder, {
+      engine,
+    });
+    assert.equal(wrong.code, 2);
+    assert.match(
+      wrong.stderr,
+      /stilla: skipLayers\[0\]: "conf" matches no layer, the nearest is "conv"\n$/,
+    );
+  }));
+
+Deno.test("main() repeats overrides and skip lists from recipe.json; --override is added, the last wins", () =>
+  withFiles(async (folder) => {
+    const seen: Parameters<Engine["distill"]>[] = [];
+    const engine = fakeEngine({ seen });
+    const args = ["--override", "conv=weightBits:3,weightGrid:offset", "--skip-operators", "Gemm"];
+    await runMain([...FLAGS, ...args], folder, { engine });
+    const recipe = join(folder, "runs/a/recipe.json");
+    await runMain(["--recipe", recipe], "/", { engine });
+    assert.deepEqual(seen[1]![2], seen[0]![2]);
+    const more = ["--override", "operators:Conv=quantize:true", "--override=c*=weightBits:5"];
+    await runMain(["--recipe", recipe, ...more], "/", { engine });
+    assert.deepEqual(seen[2]![2].overrides, [
+      { layers: "conv", weightBits: 3, weightGrid: "offset" },
+      { operators: "Conv", quantize: true },
+      { layers: "c*", weightBits: 5 },
+    ]);
+    assert.deepEqual(seen[2]![2].skipOperators, ["Gemm"]);
+  }));
+
 Deno.test("main() --json prints the report alone on standard output", () =>
   withFiles(async (folder) => {
     const { stdout, stderr } = await runMain([...FLAGS, "--json"], folder);

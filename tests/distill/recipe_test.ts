@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { FormatError } from "../../src/core/errors.ts";
 import { learningRates, stepsFor } from "../../src/distill/block_loop.ts";
+import { nearestName } from "../../src/core/nearest_name.ts";
 import {
   batchNormPolicy,
   checkRecipePart,
   DEFAULT_RECIPE,
-  nearestName,
   parseRecipe,
   type Recipe,
   RECIPE_FIELDS,
@@ -71,6 +71,21 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
       { method: "joint", weightRounding: "gptq" },
       'weightRounding: found "gptq" with method "joint", expected ptq, layerwise or blockwise',
     ],
+    [{ overrides: 3 }, "overrides: found 3, expected a list of overrides"],
+    [{ overrides: [3] }, "overrides[0]: found 3, expected a JSON object"],
+    [{ overrides: [{ layers: "a" }] }, /^r\.json: overrides\[0\]: sets nothing/],
+    [
+      { overrides: [{ layers: "a", weightBits: 3 }, { operators: "Conv", weightBits: 9 }] },
+      "overrides[1].weightBits: found 9, expected an integer from 2 to 8",
+    ],
+    [
+      { overrides: [{ layers: "a", weigthBits: 4 }] },
+      'overrides[0].weigthBits: unknown key, did you mean "weightBits"?',
+    ],
+    [{ overrides: [{ layers: "a", zeros: 4 }] }, "overrides[0].zeros: unknown key"],
+    [{ override: [] }, 'override: unknown key, did you mean "overrides"?'],
+    [{ skipLayers: "a" }, 'skipLayers: found "a", expected a list of texts'],
+    [{ skipOperators: ["MatMul"] }, /skipOperators: found "MatMul", expected a list of Conv, De/],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],

@@ -7,6 +7,7 @@ import { gzipSync, zipSync } from "fflate";
 import { type NdArray, ndArray } from "../../src/core/nd_array.ts";
 import type { ImageSet } from "../../src/data/image_set.ts";
 import { distill } from "../../src/distill/distill.ts";
+import { planRun } from "../../src/distill/dry_run.ts";
 import { encodeNpy } from "../../src/formats/npy.ts";
 import { decodeWeightBundle } from "../../src/formats/weight_bundle.ts";
 import type { Device } from "../../src/gpu/device.ts";
@@ -169,6 +170,7 @@ processTest(
     withNetwork("resnet8", async (folder, real, flags) => {
       const device = await testDevice();
       const engine = {
+        plan: planRun,
         distill: (...[model, data, recipe, options]: Parameters<typeof distill>) =>
           distill(model, data, recipe, { ...options, device }),
         // The test's own device is used, and stays open.

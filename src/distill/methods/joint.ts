@@ -5,7 +5,8 @@ import { trainNetwork } from "../network_training.ts";
 import type { Method } from "../session.ts";
 import { keepUnlessDiverged, networkRates } from "./network_stage.ts";
 
-const STEPS = 400;
+/** Steps unless the recipe says otherwise. */
+export const JOINT_STEPS = 400;
 
 /** Distils all layers together; what is worse than the PTQ start on held-out samples is not kept. */
 export const joint: Method = async (session) => {
@@ -14,7 +15,7 @@ export const joint: Method = async (session) => {
     trainNetwork(session, {
       stage: "joint",
       losses: { tensors: [...new Set(layerEnds(network).values())] },
-      steps: recipe.steps ?? STEPS,
+      steps: recipe.steps ?? JOINT_STEPS,
       rates: networkRates(session, 3),
     }));
   if (!kept) { for (const layer of student.layers.keys()) rolledBack.add(layer); }

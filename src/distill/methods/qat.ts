@@ -30,11 +30,21 @@ export const qat: Method = (session) => {
     }),
     ...(teacherWeight < 1 && { labels: { classes: labels, weight: 1 - teacherWeight } }),
   };
-  const epochs = Math.ceil(EPOCHS * clean / batch);
   return trainNetwork(session, {
     stage: "qat",
     losses,
-    steps: recipe.steps ?? Math.max(LEAST_STEPS, epochs),
+    steps: recipe.steps ?? qatSteps(clean, batch),
     rates: networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS),
   });
 };
+
+/**
+ * Steps unless the recipe says otherwise.
+ *
+ * @param clean samples
+ * @param batch of a step
+ * @returns five passes over the samples, 200 at least
+ */
+export function qatSteps(clean: number, batch: number): number {
+  return Math.max(LEAST_STEPS, Math.ceil(EPOCHS * clean / batch));
+}

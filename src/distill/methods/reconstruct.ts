@@ -29,8 +29,14 @@ export function reconstruct(name: PresetName): Method {
   };
 }
 
-/** What was best on average: with four levels long and bold; more levels gain nothing from it. */
-function lastStage(name: PresetName, { activationBits }: Recipe): NetworkStageOptions {
+/**
+ * What was best on average: with four levels long and bold; more levels gain nothing from it.
+ *
+ * @param name of the preset
+ * @param recipe its bits
+ * @returns how the whole network is trained behind its units
+ */
+export function lastStage(name: PresetName, { activationBits }: Recipe): NetworkStageOptions {
   if (name === "blockwise" && activationBits === 2) {
     return { steps: 400, factor: 1.5, blockWeight: 8 };
   }

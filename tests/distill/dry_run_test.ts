@@ -1,0 +1,182 @@
+import assert from "node:assert/strict";
+import { ndArray } from "../../src/core/nd_array.ts";
+import { recogniseImages } from "../../src/data/image_set.ts";
+import { describeRun, planRun, type RunPlan } from "../../src/distill/dry_run.ts";
+import { planText } from "../../src/distill/plan_text.ts";
+import { type PlannedStage, plannedStages } from "../../src/distill/planned_stages.ts";
+import { prepareRun } from "../../src/distill/prepare_run.ts";
+import { parseRecipe, type Recipe } from "../../src/distill/recipe.ts";
+import { testDevice } from "../_gpu.ts";
+import { batchNormInputs, convBatchNorm, makeGraph, node } from "../graph/_graphs.ts";
+
+const MODEL = makeGraph(["N", 3, 8, 8], [
+  node("Conv", "x one.weight", "a", {}, "one"),
+  node("BatchNormalization", batchNormInputs("a", "one"), "b"),
+  node("Relu", "b", "c"),
+  node("Conv", "c two.weight", "d", {}, "two"),
+  node("Relu", "d", "e"),
+  node("GlobalAveragePool", "e", "f", {}, "pool"),
+  node("Flatten", "f", "g"),
+  node("Gemm", "g v", "y", { transB: 1 }, "fc"),
+], { ...convBatchNorm("one", [4, 3, 1, 1]), "two.weight": [8, 4, 1, 1], v: [2, 8] });
+const DEVICE = {
+  limits: { maxBufferSize: 2 ** 30 } as GPUSupportedLimits,
+  maxTensorBytes: 2 ** 27,
+  adapterName: "none",
+  hasFloat16Tiles: false,
+  target: { family: "software", subgroupSize: 8 } as const,
+};
+/** 875 to train on, twice with augmentation, and 125 held out. */
+const SAMPLES = 1000;
+
+function prepare(changes: Partial<Recipe>) {
+  const recipe = parseRecipe({ ...changes, calibration: "x", calibrationLabels: "y" });
+  const prepared = prepareRun(DEVICE, MODEL, SAMPLES, recipe);
+  return { recipe, prepared, stages: plannedStages(DEVICE, prepared, recipe) };
+}
+
+/** Whatever forward pass was measured: 16 inputs took 16 ms. */
+function plan(changes: Partial<Recipe>, evaluate = 0, seconds = 0.016): RunPlan {
+  const { recipe, prepared, stages } = prepare(changes);
+  const measured = { adapter: "none\n", batch: 16, seconds };
+  return describeRun(recipe, prepared, stages, evaluate, measured);
+}
+
+Deno.test("plannedStages() tells each method's units, steps and batch", () => {
+  const stages = (changes: Partial<Recipe>) =>
+    prepare(changes).stages.map(({ stage, unit, whole, steps, batch }: PlannedStage) =>
+      [stage, whole ? "all" : unit.name, steps, batch].join(" ")
+    );
+  assert.deepEqual(stages({}), [
+    "blockwise one 200 16",
+    "blockwise two 200 16",
+    "blockwise fc 200 16",
+  ]);
+  assert.deepEqual(stages({ activationBits: 2, steps: 7, batchSize: 5 }), [
+    "blockwise one 7 5",
+    "blockwise two 7 5",
+    "blockwise fc 7 5",
+    "network all 400 5",
+  ]);
+  assert.deepEqual(stages({ method: "layerwise" })[0], "layerwise one 200 16");
+  assert.deepEqual(stages({ method: "joint" }), ["joint all 400 64"]);
+  assert.deepEqual(stages({ method: "qat" }), ["qat all 200 64"]);
+  assert.deepEqual(stages({ method: "ptq" }), []);
+  assert.deepEqual(stages({ method: "ptq", weightRounding: "gptq" })[0], "ptq one 0 16");
+});
+
+Deno.test("prepareRun() refuses float16 tiles on a device without them", () => {
+  assert.throws(() => prepare({ tileStorage: "float16" }), {
+    name: "GpuError",
+    message: /Cannot store tiles as float16 on "none": it is a CPU adapter/,
+  });
+});
+
+Deno.test("plannedStages() expects fewer steps of units with many bits", () => {
+  const likely = (changes: Partial<Recipe>) =>
+    prepare(changes).stages.map(({ likelySteps }) => likelySteps);
+  assert.deepEqual(likely({}), [100, 100, 100]);
+  assert.deepEqual(likely({ weightBits: 4, firstLastBits: 8 }), [100, 200, 100]);
+  const overrides = [{ layers: "fc", weightBits: 3 }];
+  assert.deepEqual(likely({ overrides }), [100, 100, 200]);
+  assert.deepEqual(likely({ steps: 50 }), [50, 50, 50]);
+  assert.deepEqual(likely({ heldOut: 0 }), [200, 200, 200]);
+});
+
+Deno.test("describeRun() shows bits, units and what trains, with overrides and float layers", () => {
+  const { layers, units } = plan({
+    weightBits: 4,
+    activationBits: 3,
+    overrides: [{ layers: "fc", activationBits: 6 }],
+    skipLayers: ["two"],
+  });
+  assert.deepEqual(
+    layers.map(({ name, unit, macs, weights, weightBits, activationBits }) =>
+      [name, unit, macs, weights, weightBits, activationBits].join(" ")
+    ),
+    ["one one 768 12 8 8", "two two 2048 32  ", "pool fc    6", "fc fc 16 16 8 6"],
+  );
+  assert.deepEqual(units.map(({ trains, steps }) => [trains, steps]), [
+    ["weights, scales, biases", 200],
+    ["", 0],
+    ["weights, scales, biases", 200],
+  ]);
+  const trains = (changes: Partial<Recipe>) => plan(changes).units.map((unit) => unit.trains);
+  assert.equal(trains({ batchNorm: "live" })[0], "weights, scales, batch norm (live)");
+  assert.equal(trains({ weightQuantizer: "ste" })[1], "weights, activation scales, biases");
+  assert.deepEqual(trains({ method: "ptq" }), []);
+});
+
+Deno.test("describeRun() counts the inputs that go forward, and a training step as four of them", () => {
+  const { seconds, memory } = plan({}, 5000);
+  // 256 calibration inputs twice, teacher and student on 125 held-out ones; 1 ms each
+  assert.ok(Math.abs(seconds.calibrate - 0.762) < 1e-9);
+  // three units of 100 likely steps share the network; 2 x 1750 rows, 3 x 125 held out, judged again
+  assert.ok(
+    Math.abs(seconds.distill - (4 * 1.6 + 3.5 + 0.375 + 0.25)) < 1e-9,
+    `${seconds.distill}`,
+  );
+  assert.ok(Math.abs(seconds.evaluate - 10) < 1e-9);
+  assert.equal(seconds.total, seconds.calibrate + seconds.distill + seconds.evaluate);
+  assert.ok(Math.abs(plan({}, 5000, 0.032).seconds.total / seconds.total - 2) < 1e-9);
+  // 1875 rows: x and one image of [8, 8, 8] or two of [8, 8, 4] for teacher and student, as float32
+  assert.equal(memory.activations, 1875 * 4 * 64 * (4 + 2 * (4 + 8)));
+  const host = plan({ memoryBudget: 1 }).memory;
+  assert.deepEqual(host.place, { residence: "host", compact: true });
+  assert.ok(host.activations < memory.activations);
+  const small = plan({ batchSize: 8 }).memory.step;
+  assert.ok(small > 8 * 4 * 64 * (4 + 8) && small < memory.step, `${small} < ${memory.step}`);
+});
+
+Deno.test("planText() is lines of plain text, one for each layer and each unit", () => {
+  const text = planText(plan({ weightBits: 4, skipLayers: ["two"] }, 5000));
+  const lines = text.split("\n");
+  assert.equal(lines[0], "blockwise W4A8, a dry run: nothing is made");
+  assert.equal(
+    lines[1],
+    "network      3 layers, 1 of them float, 2,832 multiply-accumulates an input, 60 weights",
+  );
+  assert.equal(
+    lines[2],
+    "samples      875 to train on, 2 versions of each; 125 held out; 5,000 to evaluate",
+  );
+  const words = (start: string) =>
+    lines.filter((line) => line.startsWith(start)).map((line) => line.split(/ {2,}/).join("|"));
+  assert.deepEqual(words("two"), [
+    "two|Conv|two|2,048|32|float|float",
+    "two|blockwise|1|2,048|0|0|16|nothing trains",
+  ]);
+  assert.deepEqual(words("pool"), ["pool|GlobalAveragePool|fc|-|-|-|8"]);
+  assert.match(
+    text,
+    /\nmemory +activations of all samples at most \d+ MiB, float32 on the GPU; a tr/,
+  );
+  assert.match(text, /\ntime +about 17 s: calibration 1 s, training 6 s, evaluation 10 s\n/);
+  assert.match(text, /16 inputs went forward in 16\.0 ms on none\\u\{a\}; kernels/);
+  const host = planText(plan({ memoryBudget: 1 }));
+  assert.match(host, /\nmemory .* at most \d MiB, float16 and codes in host memory; a tr/);
+  assert.match(planText(plan({ method: "ptq" })), /\nnothing is trained\n/);
+});
+
+Deno.test("planRun() measures a forward pass, trains nothing and leaves no memory behind", async () => {
+  const device = await testDevice();
+  const before = device.liveBytes;
+  const images = recogniseImages(
+    ndArray("uint8", [40, 3, 8, 8], new Uint8Array(40 * 192)),
+    { channels: 3, height: 8, width: 8 },
+    "images",
+  );
+  const recipe = parseRecipe({});
+  const { measured, seconds, samples } = await planRun(MODEL, { calibration: images }, recipe, {
+    device,
+  });
+  assert.equal(device.liveBytes, before);
+  assert.equal(measured.batch, 16);
+  assert.ok(measured.seconds > 0 && measured.seconds < 10 && seconds.total > 0);
+  assert.deepEqual(samples, { train: 35, copies: 2, heldOut: 5, evaluate: 0 });
+  const aborted = planRun(MODEL, { calibration: images }, recipe, {
+    device,
+    signal: AbortSignal.abort(),
+  });
+  await assert.rejects(aborted, { name: "AbortError" });
+});
