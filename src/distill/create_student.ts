@@ -2,6 +2,7 @@
 import type { NdArray } from "../core/nd_array.ts";
 import { numberAttribute } from "../graph/attributes.ts";
 import type { Node } from "../graph/graph.ts";
+import { channelQParams, emptyQParams, type QParams, setChannel } from "../quant/qparams.ts";
 import {
   type ActivationState,
   type BatchNormState,
@@ -11,6 +12,11 @@ import {
 import { searchWeightQParams, type WeightGrid } from "../quant/weight_search.ts";
 import type { Network } from "./network.ts";
 import type { Recipe } from "./recipe.ts";
+
+/** What a recipe says of a student's start. */
+type StudentRecipe =
+  & Pick<Recipe, "weightGrid" | "weightObserver">
+  & Partial<Pick<Recipe, "weightGranularity">>;
 
 /**
  * Makes a student.
@@ -23,7 +29,7 @@ import type { Recipe } from "./recipe.ts";
 export function createStudent(
   network: Network,
   activations: readonly ActivationState[],
-  recipe: Pick<Recipe, "weightGrid" | "weightObserver">,
+  recipe: StudentRecipe,
 ): Student {
   const layers: LayerState[] = [];
   for (const [name, bits] of network.weightBits) {
@@ -36,7 +42,7 @@ function layerState(
   network: Network,
   node: Node,
   bits: number,
-  { weightGrid, weightObserver }: Pick<Recipe, "weightGrid" | "weightObserver">,
+  { weightGrid, weightObserver, weightGranularity }: StudentRecipe,
 ): LayerState {
   const { graph, layouts } = network.trained;
   const weight = node.inputs[1]!;
@@ -44,11 +50,13 @@ function layerState(
   const latent = graph.initializers.get(weight) as NdArray<"float32">;
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
-  const qparams = searchWeightQParams(latent, axis, {
+  const whole = weightGranularity === "tensor";
+  const found = searchWeightQParams(latent, whole ? -1 : axis, {
     bits,
     grid: gridFor(weightGrid, bits),
     observer: weightObserver,
   });
+  const qparams = whole ? spread(found, layout.finalShape[axis]!) : found;
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
@@ -90,6 +98,13 @@ function batchNormState(
 function gridFor(grid: Recipe["weightGrid"], bits: number): WeightGrid {
   if (grid !== "auto") return grid;
   return bits < 8 ? "flip" : "symmetric";
+}
+
+/** The same parameters for every channel. */
+function spread(qparams: QParams, channels: number): QParams {
+  const result = emptyQParams(channels);
+  for (let c = 0; c < channels; c++) setChannel(result, c, channelQParams(qparams, 0));
+  return result;
 }
 
 function constant(

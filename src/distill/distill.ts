@@ -14,6 +14,7 @@ import { type Residence, RowSet } from "./frontier.ts";
 import { placeFrontier } from "./frontier_memory.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
+import { migrateActivations } from "./migration.ts";
 import { type Network, prepareNetwork } from "./network.ts";
 import { batchNormPolicy, parseRecipe, type Recipe } from "./recipe.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
@@ -100,27 +101,34 @@ async function run(
     const reason = device.target.family === "gpu" ? "it has no shader-f16" : "it is a CPU adapter";
     throw new GpuError(`Cannot store tiles as float16 on "${device.adapterName}": ${reason}`);
   }
-  const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
+  const keepBatchNorm = batchNormPolicy(recipe) !== "folded";
+  const prepared = prepareNetwork(model, recipe, keepBatchNorm, recipe);
   const chosen = chooseSamples(data.calibration.count, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);
   const trainRows = split.train.length * recipe.augment.copies;
-  const fitting = fittingBatch(device, network.trained, recipe.batchSize ?? BATCH);
+  const fitting = fittingBatch(device, prepared.trained, recipe.batchSize ?? BATCH);
   const batch = Math.min(fitting, trainRows);
   const counts = { rows: trainRows + split.heldOut.length, batch };
-  const frontier = placeFrontier(device, network, counts, recipe);
-  const samples = uploadSamples(device, network, data, split, recipe, frontier.residence);
-  using teacher = teacherValues(device, network);
+  const frontier = placeFrontier(device, prepared, counts, recipe);
+  const samples = uploadSamples(device, prepared, data, split, recipe, frontier.residence);
   const compiling: CompileOptions = {
     onCompiled: (done, total) => onProgress({ stage: "compile", done, total }),
     signal,
   };
+  const observed = {
+    batch: Math.min(batch, samples.clean),
+    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    compiling,
+  };
+  const network = recipe.migration === null
+    ? prepared
+    : await migrateActivations(device, prepared, samples.train, recipe.migration, observed);
+  using teacher = teacherValues(device, network);
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });
   const activations = await calibrate(device, network, teacher, samples.train, {
-    batch: Math.min(batch, samples.clean),
-    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    ...observed,
     observer: recipe.activationObserver,
-    compiling,
   });
   const student = createStudent(network, activations, recipe);
   onProgress({ stage: "calibrate", done: total, total });
@@ -175,6 +183,7 @@ async function run(
       activationBits: recipe.activationBits,
       seed: recipe.seed,
       streamed: frontier.residence === "host",
+      notEqualized: Object.fromEntries(network.notEqualized),
       samples: { train: samples.clean, heldOut: samples.heldOut.rows },
       layers,
       network: { ...classes, sizeBytes: null, weightBytes: weightBytes(frozen) },

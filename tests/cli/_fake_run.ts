@@ -69,6 +69,7 @@ function fakeReport(
     activationBits,
     seed,
     streamed: recipe.memoryBudget !== null,
+    notEqualized: {},
     samples: { train, heldOut: 0 },
     layers: [],
     network: {
