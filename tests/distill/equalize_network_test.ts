@@ -13,6 +13,7 @@ import {
 import { fakeQuantizeInput } from "../../src/distill/input_quantizer.ts";
 import { migrateActivations } from "../../src/distill/migration.ts";
 import { type Network, prepareNetwork } from "../../src/distill/network.ts";
+import type { WeightPreparation } from "../../src/distill/prepare_weights.ts";
 import type { Recipe } from "../../src/distill/recipe.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import { Plan } from "../../src/gpu/plan.ts";
@@ -128,6 +129,23 @@ forEachTarget(
     });
   },
 );
+
+Deno.test("prepareNetwork() keeps the statistics of batch norm in step with the weights", () => {
+  const prepare = (changes: WeightPreparation) => {
+    const { folded, statistics } = prepareNetwork(GRAPH, BITS, false, changes);
+    const { mean, deviation } = statistics.get("Conv_a")!;
+    const weight = (folded.initializers.get("c.weight") as NdArray<"float32">).data;
+    return { mean, deviation, weight };
+  };
+  const plain = prepare({}), equalized = prepare({ equalization: "crossLayer" });
+  for (const [c, deviation] of plain.deviation.entries()) {
+    const factor = equalized.weight[18 * c]! / plain.weight[18 * c]!;
+    assert.ok(Math.abs(factor - 1) > 0.01, "there was something to do");
+    assert.ok(Math.abs(equalized.deviation[c]! / (factor * deviation) - 1) < 1e-5);
+    const shift = equalized.mean[c]! - factor * plain.mean[c]!;
+    assert.ok(Math.abs(shift) < 1e-5 * Math.abs(factor), `${c}: ${shift}`);
+  }
+});
 
 /** Of every output channel of every layer, before the activation. */
 interface MeanError {
