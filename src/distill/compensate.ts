@@ -63,7 +63,7 @@ async function hessians(
   const sets = inputs.map((name) => [name, frontier.get(name)!] as const);
   const available = sets[0]![1].rows;
   const batch = Math.min(largest, available);
-  const spec = specOf(shapesForBatch(network.teacher, batch), node);
+  const spec = convolutionOf(shapesForBatch(network.teacher, batch), node);
   const size = patchSize(spec);
   const pixels = spec.batch * spec.outHeight * spec.outWidth;
   const wanted = Math.max(LEAST_ROWS, ROWS_PER_WEIGHT * size);
@@ -94,8 +94,17 @@ async function hessians(
   return sum;
 }
 
-/** A layer as a convolution; a Gemm is one over pixels of their own. */
-function specOf(shapes: ReadonlyMap<string, readonly number[]>, node: Node): Conv2dSpec {
+/**
+ * A layer as a convolution; a Gemm is one over pixels of their own.
+ *
+ * @param shapes channels-last shape by tensor name
+ * @param node Conv or Gemm
+ * @returns the convolution
+ */
+export function convolutionOf(
+  shapes: ReadonlyMap<string, readonly number[]>,
+  node: Node,
+): Conv2dSpec {
   if (node.opType === "Conv") return conv2dSpecOf({ shapes }, node);
   const { rows, channels } = rowsAndChannels(shapes.get(node.inputs[0]!)!);
   const flat = new Map([[node.inputs[0]!, [rows, channels]], [node.outputs[0]!, [rows, 1]]]);

@@ -12,6 +12,7 @@ import { agreement, layerEnds, measureLayers, predict, topClasses } from "./eval
 import { type Residence, RowSet } from "./frontier.ts";
 import { partBetween, studentValues, teacherValues } from "./inference.ts";
 import { METHODS } from "./methods/methods.ts";
+import { migrateActivations } from "./migration.ts";
 import type { Network } from "./network.ts";
 import { copiesFor } from "./presets.ts";
 import { prepareRun } from "./prepare_run.ts";
@@ -95,20 +96,26 @@ async function run(
 ): Promise<{ student: QuantizedGraph; report: Report }> {
   const start = performance.now();
   const prepared = prepareRun(device, model, data.calibration.count, recipe);
-  const { network, split, batch, frontier } = prepared;
-  const samples = uploadSamples(device, network, data, split, recipe, frontier.residence);
-  using teacher = teacherValues(device, network);
+  const { split, batch, frontier } = prepared;
+  const samples = uploadSamples(device, prepared.network, data, split, recipe, frontier.residence);
   const compiling: CompileOptions = {
     onCompiled: (done, total) => onProgress({ stage: "compile", done, total }),
     signal,
   };
+  const observed = {
+    batch: Math.min(batch, samples.clean),
+    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    compiling,
+  };
+  const network = recipe.migration === null
+    ? prepared.network
+    : await migrateActivations(device, prepared.network, samples.train, recipe.migration, observed);
+  using teacher = teacherValues(device, network);
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });
   const activations = await calibrate(device, network, teacher, samples.train, {
-    batch: Math.min(batch, samples.clean),
-    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    ...observed,
     observer: recipe.activationObserver,
-    compiling,
   });
   const student = createStudent(network, activations, recipe);
   onProgress({ stage: "calibrate", done: total, total });
@@ -164,6 +171,7 @@ async function run(
       activationBits: recipe.activationBits,
       seed: recipe.seed,
       streamed: frontier.residence === "host",
+      notEqualized: Object.fromEntries(network.notEqualized),
       samples: { train: samples.clean, heldOut: samples.heldOut.rows },
       layers,
       network: { ...classes, sizeBytes: null, weightBytes: weightBytes(frozen) },

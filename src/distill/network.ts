@@ -3,12 +3,14 @@
 // layers are quantized to how many bits.
 import { UnsupportedError } from "../core/errors.ts";
 import { type ChannelsLastGraph, toChannelsLast } from "../graph/channels_last.ts";
+import type { StatisticsTable } from "../graph/channel_statistics.ts";
 import { findBatchNormFolds, foldBatchNorm } from "../graph/fold_batch_norm.ts";
 import type { Graph, Node } from "../graph/graph.ts";
 import { inferShapes } from "../graph/shape_inference.ts";
 import { simplify } from "../graph/simplify.ts";
 import { consumers, producers } from "../graph/topology.ts";
 import { type LayerRules, type LayerSettings, layerSettings } from "./overrides.ts";
+import { prepareWeights, type WeightPreparation } from "./prepare_weights.ts";
 
 /** Bits of a network's quantizers. */
 export interface BitWidths extends LayerRules {
@@ -36,6 +38,10 @@ export interface Network {
   readonly settings: ReadonlyMap<string, LayerSettings>;
   readonly input: string;
   readonly output: string;
+  /** What batch norm told of the layers' outputs, by node name. */
+  readonly statistics: StatisticsTable;
+  /** Why the outputs of a layer were not equalized, by node name. */
+  readonly notEqualized: ReadonlyMap<string, string>;
 }
 
 /** Operators with weights. */
@@ -48,14 +54,20 @@ const POOLS: ReadonlySet<string> = new Set(["AveragePool", "GlobalAveragePool", 
  *
  * @param model the network as imported
  * @param bits bits of the quantizers
- * @param keepBatchNorm whether the student trains with its batch norms
+ * @param keepBatchNorm whether the student trains with its batch norms; not if weights are prepared
+ * @param preparation what is done to the folded weights first; nothing by default
  * @returns all that the methods need
  * @throws UnsupportedError when a node cannot be executed
  * @throws RangeError when shapes conflict, an override matches no layer or there is nothing to quantize
  */
-export function prepareNetwork(model: Graph, bits: BitWidths, keepBatchNorm: boolean): Network {
+export function prepareNetwork(
+  model: Graph,
+  bits: BitWidths,
+  keepBatchNorm: boolean,
+  preparation: WeightPreparation = {},
+): Network {
   const simplified = simplify(model);
-  const folded = foldBatchNorm(simplified);
+  const { folded, ...told } = prepareWeights(simplified, preparation);
   const teacher = channelsLast(folded);
   const [input] = folded.inputs, [output] = folded.outputs;
   if (input === undefined || folded.inputs.length !== 1 || output === undefined) {
@@ -81,7 +93,21 @@ export function prepareNetwork(model: Graph, bits: BitWidths, keepBatchNorm: boo
     ...assigned,
     input: input.name,
     output: output.name,
+    ...told,
   };
+}
+
+/**
+ * The network with other float weights, of the same function; nothing of it is trained yet.
+ *
+ * @param network without batch norms that train
+ * @param folded its folded graph with the new weights
+ * @param statistics of the layers' outputs in that graph
+ * @returns the new network
+ */
+export function withWeights(network: Network, folded: Graph, statistics: StatisticsTable): Network {
+  const teacher = channelsLast(folded);
+  return { ...network, folded, teacher, trained: teacher, statistics };
 }
 
 /** Shapes of a channels-last graph for a batch: every activation has the batch as its first size. */

@@ -52,7 +52,7 @@ export function prepareRun(
     const reason = device.target.family === "gpu" ? "it has no shader-f16" : "it is a CPU adapter";
     throw new GpuError(`Cannot store tiles as float16 on "${device.adapterName}": ${reason}`);
   }
-  const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded");
+  const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded", recipe);
   const chosen = chooseSamples(available, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);
   const trainRows = split.train.length * copiesFor(recipe);

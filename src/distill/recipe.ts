@@ -126,6 +126,16 @@ export interface Recipe {
   readonly skipLayers: readonly string[];
   /** Operators whose layers stay float. */
   readonly skipOperators: readonly OverrideOperator[];
+  /** Whether weight ranges are evened out across layers, before anything else (DFQ). */
+  readonly equalization: "none" | "crossLayer";
+  /** Whether biases that a batch norm made high are moved on to the layers behind (DFQ). */
+  readonly absorbBiases: boolean;
+  /** How method `ptq` puts the mean of every layer's outputs right. */
+  readonly biasCorrection: "none" | "empirical" | "analytic";
+  /** How much of the activations' ranges goes into the weights, 0 to 1 (SmoothQuant); `null` = nothing is moved. */
+  readonly migration: number | null;
+  /** One weight scale an output channel, or one a layer. */
+  readonly weightGranularity: "channel" | "tensor";
 }
 
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
@@ -136,12 +146,13 @@ const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "bl
  *
  * @param recipe complete
  * @returns its own policy, or what was measured to be best: at 3 bits and more batch norm is folded into the weights
- * before training; below that its statistics have to follow the student's; QAT keeps it frozen
+ * before training; below that its statistics have to follow the student's; QAT keeps it frozen. What rewrites folded
+ * weights has nothing but them to train.
  */
-export function batchNormPolicy(
-  { batchNorm, method, weightBits, activationBits }: Recipe,
-): Exclude<Recipe["batchNorm"], "auto"> {
+export function batchNormPolicy(recipe: Recipe): Exclude<Recipe["batchNorm"], "auto"> {
+  const { batchNorm, method, weightBits, activationBits } = recipe;
   if (batchNorm !== "auto") return batchNorm;
+  if (foldedOnly(recipe) !== undefined) return "folded";
   if (method === "qat") return "frozen";
   if (!LIVE_BATCH_NORM.has(method)) return "folded";
   return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
@@ -256,6 +267,19 @@ const globalSchema = z.strictObject({
       "null = the adapter's largest allocation, at least 1024",
   ),
   out: path("run folder with the student, its weights, recipe.json and report.json"),
+  equalization: z.enum(["none", "crossLayer"]).default("none").describe(
+    '"crossLayer" = weight ranges evened out across layers first (DFQ), for one scale a layer',
+  ),
+  absorbBiases: z.boolean().default(false)
+    .describe("high biases of batch norm moved on to the layers behind (DFQ)"),
+  biasCorrection: z.enum(["none", "empirical", "analytic"]).default("none").describe(
+    'how method "ptq" puts the mean of every layer\'s outputs right: from the calibration inputs, or from batch norm alone',
+  ),
+  migration: z.number().min(0).max(1).nullable().default(null).describe(
+    "how much of the activations' ranges goes into the weights (SmoothQuant), usually 0.5; null = nothing is moved",
+  ),
+  weightGranularity: z.enum(["channel", "tensor"]).default("channel")
+    .describe("one weight scale an output channel, or one a layer"),
 });
 
 /** A key that an override may have: the same values, no default. */
@@ -383,7 +407,40 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
     const detail = overrideProblem(override);
     if (detail !== undefined) return { key: `overrides[${i}]`, detail };
   }
+  if (recipe.biasCorrection !== "none" && method !== "ptq") {
+    return {
+      key: "biasCorrection",
+      detail:
+        `found "${recipe.biasCorrection}" with method "${method}", which trains biases, expected ptq`,
+    };
+  }
+  if (recipe.migration !== null && recipe.equalization !== "none") {
+    return {
+      key: "migration",
+      detail:
+        `found ${recipe.migration} with equalization "${recipe.equalization}", which it would ` +
+        "undo, expected one of the two",
+    };
+  }
+  const folded = foldedOnly(recipe);
+  if (folded !== undefined && (recipe.batchNorm === "live" || recipe.batchNorm === "frozen")) {
+    return {
+      key: "batchNorm",
+      detail:
+        `found "${recipe.batchNorm}" with ${folded}, which works on weights with batch norm ` +
+        "folded in, expected auto or folded",
+    };
+  }
   return undefined;
+}
+
+/** The first key that asks for something that works on folded weights only. */
+function foldedOnly(recipe: Recipe): keyof Recipe | undefined {
+  if (recipe.equalization !== "none") return "equalization";
+  if (recipe.absorbBiases) return "absorbBiases";
+  if (recipe.biasCorrection !== "none") return "biasCorrection";
+  if (recipe.migration !== null) return "migration";
+  return recipe.weightGranularity === "tensor" ? "weightGranularity" : undefined;
 }
 
 /** zod's first issue in our words. */

@@ -72,6 +72,8 @@ export interface Report {
   readonly seed: number;
   /** Whether the activations of all samples were kept in host memory, because they need more than memoryBudget. */
   readonly streamed: boolean;
+  /** Why equalization left the outputs of a layer as they were, by layer; empty when nothing was to be equalized. */
+  readonly notEqualized: Readonly<Record<string, string>>;
   /** Calibration inputs trained on, and held out. */
   readonly samples: { readonly train: number; readonly heldOut: number };
   /** Every layer with weights, in execution order. */

@@ -142,7 +142,8 @@ function outputAxis(layer: Node): number {
   return layer.opType === "Gemm" && numberAttribute(layer, "transB", 0) === 0 ? 1 : 0;
 }
 
-function biasName(weightName: string): string {
+/** Name of the bias that a layer without one gets. */
+export function biasName(weightName: string): string {
   const stem = weightName.replace(/[._]?weight$/, "");
   if (stem === weightName || stem === "") return `${weightName}_bias`;
   return `${stem}${weightName[stem.length] === "_" ? "_" : "."}bias`;

@@ -102,6 +102,7 @@ function fakeReport(
     activationBits,
     seed,
     streamed: recipe.memoryBudget !== null,
+    notEqualized: {},
     samples: { train, heldOut: 0 },
     layers: [],
     network: {

@@ -86,6 +86,20 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     [{ override: [] }, 'override: unknown key, did you mean "overrides"?'],
     [{ skipLayers: "a" }, 'skipLayers: found "a", expected a list of texts'],
     [{ skipOperators: ["MatMul"] }, /skipOperators: found "MatMul", expected a list of Conv, De/],
+    [{ migration: 1.5 }, "migration: found 1.5, expected a number from 0 to 1 or null"],
+    [
+      { biasCorrection: "empirical" },
+      'biasCorrection: found "empirical" with method "blockwise", which trains biases, expected ptq',
+    ],
+    [
+      { migration: 0.5, equalization: "crossLayer" },
+      'migration: found 0.5 with equalization "crossLayer", which it would undo, expected one of the two',
+    ],
+    [
+      { absorbBiases: true, batchNorm: "live" },
+      'batchNorm: found "live" with absorbBiases, which works on weights with batch norm folded in, ' +
+      "expected auto or folded",
+    ],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],
@@ -120,6 +134,13 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ weightBits: 4, activationBits: 2 }), "live");
   assert.equal(policy({ method: "qat", weightBits: 2, activationBits: 2 }), "frozen");
   assert.equal(policy({ method: "qat", batchNorm: "live" }), "live");
+  // What rewrites folded weights leaves nothing else to train.
+  const low = { weightBits: 2, activationBits: 2 } as const;
+  assert.equal(policy({ ...low, equalization: "crossLayer" }), "folded");
+  assert.equal(policy({ ...low, absorbBiases: true }), "folded");
+  assert.equal(policy({ ...low, method: "qat", migration: 0 }), "folded");
+  assert.equal(policy({ ...low, method: "ptq", biasCorrection: "analytic" }), "folded");
+  assert.equal(policy({ ...low, weightGranularity: "tensor" }), "folded");
 });
 
 Deno.test("learningRates() grow with the root of the batch, and follow the recipe's own rate", () => {

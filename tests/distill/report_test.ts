@@ -32,6 +32,7 @@ const REPORT: Report = {
   activationBits: 4,
   seed: 0,
   streamed: false,
+  notEqualized: {},
   samples: { train: 896, heldOut: 128 },
   layers: [layer("conv1", 20), layer("conv2", 10, true), layer("exact", Infinity)],
   network: {

@@ -55,6 +55,7 @@ const BINARY: Record<string, (a: number, b: number) => number> = {
   Sub: (a, b) => a - b,
   Mul: (a, b) => a * b,
   Div: (a, b) => a / b,
+  PRelu: (v, slope) => v < 0 ? v * slope : v,
 };
 
 function run(node: Node, inputs: Values[], layout: string, opset: number): Values {
