@@ -8,26 +8,36 @@ import {
   type LayerState,
   Student,
 } from "../quant/student.ts";
+import { channelQParams, emptyQParams, type QParams, setChannel } from "../quant/qparams.ts";
 import { searchWeightQParams, type WeightGrid } from "../quant/weight_search.ts";
+import { type InputPowers, weightImportance } from "./input_powers.ts";
 import type { Network } from "./network.ts";
 import type { Recipe } from "./recipe.ts";
+
+/** What of a recipe decides the start of the weights' scales. */
+export type WeightRecipe =
+  & Pick<Recipe, "weightGrid" | "weightObserver">
+  & Partial<Pick<Recipe, "weightExponent" | "weightGranularity">>;
 
 /**
  * Makes a student.
  *
  * @param network the network
  * @param activations calibrated quantizers
- * @param recipe grid and observer of the weights
+ * @param recipe grid, observer and granularity of the weights
+ * @param powers mean squares of the layers' inputs, which observer "hessian" needs
  * @returns the student; frozen as it is, it is the PTQ baseline
  */
 export function createStudent(
   network: Network,
   activations: readonly ActivationState[],
-  recipe: Pick<Recipe, "weightGrid" | "weightObserver">,
+  recipe: WeightRecipe,
+  powers: InputPowers = new Map(),
 ): Student {
   const layers: LayerState[] = [];
   for (const [name, bits] of network.weightBits) {
-    layers.push(layerState(network, nodeNamed(network.trained.graph.nodes, name), bits, recipe));
+    const node = nodeNamed(network.trained.graph.nodes, name);
+    layers.push(layerState(network, node, bits, recipe, powers));
   }
   return new Student(layers, activations);
 }
@@ -36,7 +46,8 @@ function layerState(
   network: Network,
   node: Node,
   bits: number,
-  { weightGrid, weightObserver }: Pick<Recipe, "weightGrid" | "weightObserver">,
+  recipe: WeightRecipe,
+  powers: InputPowers,
 ): LayerState {
   const { graph, layouts } = network.trained;
   const weight = node.inputs[1]!;
@@ -44,11 +55,8 @@ function layerState(
   const latent = graph.initializers.get(weight) as NdArray<"float32">;
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
-  const qparams = searchWeightQParams(latent, axis, {
-    bits,
-    grid: gridFor(weightGrid, bits),
-    observer: weightObserver,
-  });
+  const power = powers.get(node.inputs[0]!);
+  const qparams = weightQParams(latent, axis, bits, recipe, power);
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
@@ -67,6 +75,29 @@ function layerState(
     quantMax: qparams.quantMax,
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
+}
+
+/** Scales and grids of a layer's output channels; of one for the whole layer, every channel has a copy. */
+function weightQParams(
+  latent: NdArray<"float32">,
+  axis: number,
+  bits: number,
+  { weightGrid, weightObserver, weightExponent = 2.4, weightGranularity }: WeightRecipe,
+  power: Float64Array | undefined,
+): QParams {
+  const isShared = weightGranularity === "tensor";
+  const qparams = searchWeightQParams(latent, isShared ? -1 : axis, {
+    bits,
+    grid: gridFor(weightGrid, bits),
+    // `distill` measures the powers of every layer's input where the recipe says "hessian".
+    ...(weightObserver === "hessian"
+      ? { p: 2, importance: weightImportance(latent.shape, axis, power!) }
+      : { observer: weightObserver, p: weightExponent }),
+  });
+  if (!isShared) return qparams;
+  const channels = emptyQParams(latent.shape[axis]!);
+  for (let c = 0; c < latent.shape[axis]!; c++) setChannel(channels, c, channelQParams(qparams, 0));
+  return channels;
 }
 
 /** The batch norm that follows a layer. A bias before it only shifts its mean. */

@@ -13,6 +13,7 @@ import { agreement, layerEnds, measureLayers, predict, topClasses } from "./eval
 import { type Residence, RowSet } from "./frontier.ts";
 import { placeFrontier } from "./frontier_memory.ts";
 import { fittingBatch, partBetween, studentValues, teacherValues } from "./inference.ts";
+import { inputPowers } from "./input_powers.ts";
 import { METHODS } from "./methods/methods.ts";
 import { type Network, prepareNetwork } from "./network.ts";
 import { batchNormPolicy, parseRecipe, type Recipe } from "./recipe.ts";
@@ -57,8 +58,6 @@ export interface DistillOptions {
 
 /** Samples that go through a network at a time unless the recipe says otherwise. */
 const BATCH = 64;
-/** Samples used to choose the activations' ranges. */
-const CALIBRATION_SAMPLES = 256;
 
 /**
  * Makes a quantized student of a network.
@@ -116,13 +115,22 @@ async function run(
   };
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });
-  const activations = await calibrate(device, network, teacher, samples.train, {
+  const observed = {
     batch: Math.min(batch, samples.clean),
-    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
-    observer: recipe.activationObserver,
+    samples: Math.min(samples.clean, recipe.calibrationSamples),
     compiling,
+  };
+  const activations = await calibrate(device, network, teacher, samples.train, {
+    ...observed,
+    observer: recipe.activationObserver,
+    grid: recipe.activationGrid,
+    percentile: recipe.activationPercentile,
+    p: recipe.activationExponent,
   });
-  const student = createStudent(network, activations, recipe);
+  const powers = recipe.weightObserver === "hessian"
+    ? await inputPowers(device, network, teacher, samples.train, observed)
+    : undefined;
+  const student = createStudent(network, activations, recipe, powers);
   onProgress({ stage: "calibrate", done: total, total });
   const judged = samples.heldOut.rows > 0 ? samples.heldOut : samples.train;
   const before = await measureLayers(device, network, teacher, student, judged, compiling);

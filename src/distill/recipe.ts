@@ -58,8 +58,8 @@ export interface Recipe {
    * measured stay float32. `float16` needs the adapter's feature shader-f16.
    */
   readonly tileStorage: "float32" | "float16";
-  /** How the weights' scales start. */
-  readonly weightObserver: "mse" | "minmax";
+  /** How the weights' scales start; `hessian`: squared error weighted by the mean square of the input. */
+  readonly weightObserver: "mse" | "minmax" | "hessian";
   /** Integer codes a weight channel may use. */
   readonly weightGrid: "symmetric" | "flip" | "offset" | "auto";
   /** How the weights' codes start: the nearest, or with each rounding error compensated by the weights after it. */
@@ -67,7 +67,28 @@ export interface Recipe {
   /** What of a weight's rounding is learned. */
   readonly weightQuantizer: "lsq" | "ste" | "softRounding";
   /** How the activations' ranges start. */
-  readonly activationObserver: "mse" | "minmax" | "percentile" | "movingAverage";
+  readonly activationObserver:
+    | "mse"
+    | "minmax"
+    | "percentile"
+    | "movingAverage"
+    | "kl"
+    | "aciqLaplace"
+    | "aciqGauss"
+    | "ifmr"
+    | "hfmg";
+  /** Exponent p of weight observer `mse`. */
+  readonly weightExponent: number;
+  /** One scale an output channel, or one a layer. */
+  readonly weightGranularity: "channel" | "tensor";
+  /** Exponent p of activation observer `mse`. */
+  readonly activationExponent: number;
+  /** Share of the values inside the range, in per cent, of activation observer `percentile`. */
+  readonly activationPercentile: number;
+  /** Zero point of activations below and above 0: 0, or any; `auto` is `affine`. Without values below 0 it is always 0. */
+  readonly activationGrid: "auto" | "symmetric" | "affine";
+  /** Calibration inputs that the activations' ranges are chosen on, in whole batches. */
+  readonly calibrationSamples: number;
   /** Batch norm of the student while it trains. */
   readonly batchNorm: "auto" | "live" | "frozen" | "folded";
   /** Part of the teacher in the loss of method `qat`, 0 to 1; the rest is the labels'. */
@@ -87,12 +108,14 @@ export interface Recipe {
  *
  * @param recipe complete
  * @returns its own policy, or what was measured to be best: at 3 bits and more batch norm is folded into the weights
- * before training; below that its statistics have to follow the student's; QAT keeps it frozen
+ * before training; below that its statistics have to follow the student's; QAT keeps it frozen. One scale
+ * a layer is one of the folded weights
  */
 export function batchNormPolicy(
-  { batchNorm, method, weightBits, activationBits }: Recipe,
+  { batchNorm, method, weightBits, activationBits, weightGranularity }: Recipe,
 ): Exclude<Recipe["batchNorm"], "auto"> {
   if (batchNorm !== "auto") return batchNorm;
+  if (weightGranularity === "tensor") return "folded";
   if (method === "qat") return "frozen";
   return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
 }
@@ -143,8 +166,10 @@ const recipeSchema = z.strictObject({
     .describe(
       "how a GPU keeps the operands of forward products while training; float16 needs its shader-f16",
     ),
-  weightObserver: z.enum(["mse", "minmax"]).default("mse")
-    .describe("how the weights' scales start"),
+  weightObserver: z.enum(["mse", "minmax", "hessian"]).default("mse")
+    .describe(
+      'how the weights\' scales start; "hessian" = squared error weighted by the mean square of the input',
+    ),
   weightGrid: z.enum(["symmetric", "flip", "offset", "auto"]).default("auto")
     .describe('integer codes a weight channel may use; "auto" = flip below 8 bits'),
   weightRounding: z.enum(["nearest", "gptq"]).default("nearest")
@@ -153,8 +178,33 @@ const recipeSchema = z.strictObject({
     ),
   weightQuantizer: z.enum(["lsq", "ste", "softRounding"]).default("lsq")
     .describe("what of a weight's rounding is learned"),
-  activationObserver: z.enum(["mse", "minmax", "percentile", "movingAverage"]).default("mse")
-    .describe("how the activations' ranges start"),
+  activationObserver: z.enum([
+    "mse",
+    "minmax",
+    "percentile",
+    "movingAverage",
+    "kl",
+    "aciqLaplace",
+    "aciqGauss",
+    "ifmr",
+    "hfmg",
+  ]).default("mse").describe("how the activations' ranges start"),
+  weightExponent: z.number().positive().default(2.4)
+    .describe('exponent p of the L_p error of weight observer "mse"'),
+  weightGranularity: z.enum(["channel", "tensor"]).default("channel")
+    .describe('one weight scale an output channel or one a layer; "tensor" with method "ptq" only'),
+  activationExponent: z.number().positive().default(2.4)
+    .describe('exponent p of the L_p error of activation observer "mse"'),
+  activationPercentile: z.number().min(1).max(100).default(99.99)
+    .describe(
+      'share of the values inside the range of activation observer "percentile", in per cent',
+    ),
+  activationGrid: z.enum(["auto", "symmetric", "affine"]).default("auto")
+    .describe(
+      'zero point of activations on both sides of 0: "symmetric" = 0, "affine" = any; "auto" = affine',
+    ),
+  calibrationSamples: z.int().min(1).default(256)
+    .describe("calibration inputs that choose the activations' ranges, in whole batches"),
   batchNorm: z.enum(["auto", "live", "frozen", "folded"]).default("auto")
     .describe(
       'batch norm of the student while it trains; "auto" = frozen for method "qat", else folded from 3 bits on, live below',
@@ -287,7 +337,20 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: 'method "qat" trains with labels, expected a file of them',
     };
   }
-  const { method, weightRounding } = recipe;
+  const { method, weightRounding, weightGranularity } = recipe;
+  if (weightGranularity === "tensor" && method !== "ptq") {
+    return {
+      key: "weightGranularity",
+      detail:
+        `found "tensor" with method "${method}", which trains a scale a channel, expected ptq`,
+    };
+  }
+  if (weightGranularity === "tensor" && batchNormPolicy(recipe) !== "folded") {
+    return {
+      key: "weightGranularity",
+      detail: `found "tensor" with batchNorm "${recipe.batchNorm}", expected auto or folded`,
+    };
+  }
   if (weightRounding === "gptq" && (method === "qat" || method === "joint")) {
     return {
       key: "weightRounding",

@@ -1,7 +1,8 @@
-// HFMG calibration (AMCT, histogram of the feature map): from the full histogram of 4096 bins, again and again the sparser
-// end gives up the bins that hold one 100,000th of the values, down to a quarter of the bins; of these ranges the one with
-// the least squared error wins. The values of a bin are taken to be spread evenly over it, and the 2^b levels stand in the
-// middle of 2^b equal parts of the range. Unlike AMCT's, the histogram is never rebinned: its range is known beforehand.
+// HFMG calibration (AMCT, histogram of the feature map): from the full histogram of 4096 bins, again and again the
+// sparser end gives up the bins that hold one 100,000th of the values, down to a quarter of the bins; of these ranges the
+// one with the least squared error wins. The values of a bin are taken to be spread evenly over it, and the 2^b levels
+// stand in the middle of 2^b equal parts of the range. Unlike AMCT's, the histogram is never rebinned: its range is known
+// beforehand.
 import type { Histogram } from "../statistics.ts";
 import type { Observer } from "./observer.ts";
 
@@ -67,9 +68,8 @@ function errorOf(
     const from = i - left, to = from + 1;
     const first = partOf(from), last = partOf(to);
     const start = from - (first + 0.5) * part, end = to - (last + 0.5) * part;
-    const norm = first === last
-      ? end ** 3 - start ** 3
-      : (part / 2) ** 3 * 2 * (last - first) - start ** 3 + end ** 3;
+    const ends = end * end * end - start * start * start;
+    const norm = first === last ? ends : ends + (last - first) * part ** 3 / 4;
     error += counts[i]! * norm / 3;
   }
   return error;
