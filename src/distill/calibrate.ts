@@ -1,25 +1,17 @@
-// Ranges of the activations that will be quantized: the teacher runs over calibration samples with observers on its
-// tensors, once for the ranges and, where the observer wants one, once for histograms. Memory does not grow with samples.
-import { histogram } from "../../kernels/histogram.ts";
-import { minMaxObserver } from "../../kernels/observer.ts";
-import type { CompileOptions } from "../gpu/compile_in_threads.ts";
+// Quantizers of the activations: the teacher runs over calibration samples with observers on its tensors, and each
+// tensor's range makes its scale and zero point.
 import type { Device } from "../gpu/device.ts";
-import { KernelSurvey } from "../gpu/kernel_survey.ts";
-import { Plan } from "../gpu/plan.ts";
-import type { Tensor } from "../gpu/tensor.ts";
-import { rowsAndChannels } from "../ops/context.ts";
+import type { Observer, ObserverOptions } from "../quant/observers/observer.ts";
 import { OBSERVERS } from "../quant/observers/observers.ts";
 import { channelQParams, chooseQParams } from "../quant/qparams.ts";
 import { qScheme } from "../quant/scheme.ts";
-import type { TensorStatistics } from "../quant/statistics.ts";
 import type { ActivationState } from "../quant/student.ts";
+import { observeActivations } from "./activation_statistics.ts";
 import type { RowSet } from "./frontier.ts";
-import { type NetworkValues, partBetween, recordForward } from "./inference.ts";
+import type { NetworkValues } from "./inference.ts";
 import type { Network } from "./network.ts";
 import type { Recipe } from "./recipe.ts";
-
-const BINS = 2048;
-const MOVING_AVERAGE = 0.1;
+import type { PassOptions } from "./teacher_pass.ts";
 
 /** Observer of the quant room for each name a recipe may give. */
 const OBSERVER_OF_RECIPE = {
@@ -27,15 +19,18 @@ const OBSERVER_OF_RECIPE = {
   minmax: OBSERVERS.min_max,
   percentile: OBSERVERS.percentile,
   movingAverage: OBSERVERS.moving_average,
-} as const satisfies Record<Recipe["activationObserver"], unknown>;
+  kl: OBSERVERS.kl,
+  aciqLaplace: OBSERVERS.aciq_laplace,
+  aciqGauss: OBSERVERS.aciq_gauss,
+  ifmr: OBSERVERS.ifmr,
+  hfmg: OBSERVERS.hfmg,
+} as const satisfies Record<Recipe["activationObserver"], Observer>;
 
-/** How activations are observed. */
-export interface CalibrationOptions {
-  readonly batch: number;
-  /** How many of the inputs, from the first on. */
-  readonly samples: number;
+/** How activations are observed, on which inputs; of the observers' settings each reads its own. */
+export interface CalibrationOptions extends PassOptions, ObserverOptions {
   readonly observer: Recipe["activationObserver"];
-  readonly compiling?: CompileOptions;
+  /** Grid of tensors on both sides of 0; default "auto", which is affine. */
+  readonly grid?: Recipe["activationGrid"];
 }
 
 /**
@@ -45,7 +40,7 @@ export interface CalibrationOptions {
  * @param network the network
  * @param values the teacher's values
  * @param images the network's inputs
- * @param options batch size, observer, and how kernels are compiled ahead
+ * @param options which inputs, the observer and the grid
  * @returns quantizers by tensor, in the order of `network.activationBits`
  * @throws RangeError when an activation is not finite
  */
@@ -54,9 +49,11 @@ export async function calibrate(
   network: Network,
   values: NetworkValues,
   images: RowSet,
-  { observer, ...options }: CalibrationOptions,
+  { observer: name, grid = "auto", ...options }: CalibrationOptions,
 ): Promise<ActivationState[]> {
-  const statistics = await observe(device, network, values, images, options);
+  const observer: Observer = OBSERVER_OF_RECIPE[name];
+  const observed = { ...options, observer };
+  const statistics = await observeActivations(device, network, values, images, observed);
   const states: ActivationState[] = [];
   for (const [tensor, bits] of network.activationBits) {
     const seen = statistics.get(tensor)!;
@@ -66,75 +63,14 @@ export async function calibrate(
       );
     }
     const isInput = tensor === network.input;
-    const scheme = seen.min >= 0
-      ? qScheme({ bits, signed: false, symmetric: true })
-      : qScheme({ bits, signed: false, symmetric: false });
+    // Without values below 0, codes are unsigned and the zero point is 0 on every grid.
+    const symmetric = seen.min >= 0 || grid === "symmetric";
+    const scheme = qScheme({ bits, signed: false, symmetric });
     // The input's whole range is meant to be seen; clipping it loses more than it gains.
-    const chosen = isInput ? OBSERVERS.min_max : OBSERVER_OF_RECIPE[observer];
-    const { min, max } = chosen.chooseRange(seen, scheme);
+    const chosen = isInput ? OBSERVERS.min_max : observer;
+    const { min, max } = chosen.chooseRange(seen, scheme, options);
     const qparams = channelQParams(chooseQParams({ min: [min], max: [max] }, scheme), 0);
     states.push({ tensor, bits, learned: !isInput, ...qparams });
   }
   return states;
-}
-
-/** Records what is to be seen of a tensor, by its number. */
-type TensorObserver = (plan: Plan, tensor: Tensor, index: number) => void;
-
-async function observe(
-  device: Device,
-  network: Network,
-  values: NetworkValues,
-  images: RowSet,
-  { batch, samples, compiling }: Omit<CalibrationOptions, "observer">,
-): Promise<Map<string, TensorStatistics>> {
-  const tensors = [...network.activationBits.keys()];
-  const part = partBetween(network.teacher, [network.input], [network.output]);
-  const batches = Math.max(1, Math.floor(samples / batch));
-  const size = Math.min(batch, samples);
-  const record = (plan: Plan, observer: TensorObserver): Tensor => {
-    const input = plan.tensor([size, ...images.rowShape], network.input);
-    const inputs = new Map([[network.input, input]]);
-    const all = recordForward(plan, part, values, inputs, new Set(tensors));
-    tensors.forEach((name, i) => observer(plan, all.get(name)!, i));
-    return input;
-  };
-  const run = (observer: TensorObserver) => {
-    using plan = new Plan(device);
-    const input = record(plan, observer);
-    for (let b = 0; b < batches; b++) {
-      images.copyOut(b * size, size, input);
-      plan.replay();
-    }
-  };
-  const ranges = tensors.map((name) => device.tensor([8], { label: `range ${name}` }));
-  const observeRange: TensorObserver = (plan, x, i) => {
-    const spec = { ...rowsAndChannels(x.shape), averaging: MOVING_AVERAGE };
-    plan.run(minMaxObserver(spec, device.target), { x, range: ranges[i]! });
-  };
-  const counts = tensors.map((name) =>
-    device.uint32(new Uint32Array(BINS), { label: `histogram ${name}` })
-  );
-  const count: TensorObserver = (plan, x, i) => {
-    const spec = { ...rowsAndChannels(x.shape), bins: BINS };
-    plan.run(histogram(spec, device.target), { x, range: ranges[i]!, counts: counts[i]! });
-  };
-  if (compiling) {
-    using survey = new KernelSurvey(device);
-    for (const observer of [observeRange, count]) record(survey, observer);
-    await device.compileAhead(survey.kernels, compiling);
-  }
-  run(observeRange);
-  run(count);
-  const result = new Map<string, TensorStatistics>();
-  for (const [i, name] of tensors.entries()) {
-    const [min = NaN, max = NaN, , , movingMin = NaN, movingMax = NaN] = await device.read(
-      ranges[i]!,
-    );
-    const bins = Float64Array.from(await device.readUint32(counts[i]!));
-    const counted = { low: min, high: max, counts: bins };
-    result.set(name, { min, max, movingMin, movingMax, histogram: counted });
-  }
-  for (const tensor of [...ranges, ...counts]) device.release(tensor);
-  return result;
 }

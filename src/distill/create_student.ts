@@ -8,31 +8,38 @@ import {
   type LayerState,
   Student,
 } from "../quant/student.ts";
+import { channelQParams, emptyQParams, type QParams, setChannel } from "../quant/qparams.ts";
 import { searchWeightQParams } from "../quant/weight_search.ts";
+import { type InputPowers, weightImportance } from "./input_powers.ts";
 import type { Network } from "./network.ts";
 import { weightGridFor } from "./presets.ts";
 import type { Recipe } from "./recipe.ts";
 
-/** What of a recipe matters to the weights' grids. */
-export type WeightRecipe = Pick<Recipe, "method" | "weightGrid" | "weightObserver">;
+/** What of a recipe decides the start of the weights' scales. */
+export type WeightRecipe =
+  & Pick<Recipe, "method" | "weightGrid" | "weightObserver">
+  & Partial<Pick<Recipe, "weightExponent" | "weightGranularity">>;
 
 /**
  * Makes a student.
  *
  * @param network the network
  * @param activations calibrated quantizers
- * @param recipe grid and observer of the weights, unless the network's settings have their own
+ * @param recipe grid, observer and granularity of the weights, unless the network's settings have their own
+ * @param powers mean squares of the layers' inputs, which observer "hessian" needs
  * @returns the student; frozen as it is, it is the PTQ baseline
  */
 export function createStudent(
   network: Network,
   activations: readonly ActivationState[],
   recipe: WeightRecipe,
+  powers: InputPowers = new Map(),
 ): Student {
   const layers: LayerState[] = [];
   for (const [name, bits] of network.weightBits) {
     const node = nodeNamed(network.trained.graph.nodes, name);
-    layers.push(layerState(network, node, bits, { ...recipe, ...network.settings.get(name) }));
+    const own = { ...recipe, ...network.settings.get(name) };
+    layers.push(layerState(network, node, bits, own, powers));
   }
   return new Student(layers, activations);
 }
@@ -42,6 +49,7 @@ function layerState(
   node: Node,
   bits: number,
   recipe: WeightRecipe,
+  powers: InputPowers,
 ): LayerState {
   const { graph, layouts } = network.trained;
   const weight = node.inputs[1]!;
@@ -49,11 +57,8 @@ function layerState(
   const latent = graph.initializers.get(weight) as NdArray<"float32">;
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
-  const qparams = searchWeightQParams(latent, axis, {
-    bits,
-    grid: weightGridFor(recipe, bits),
-    observer: recipe.weightObserver,
-  });
+  const power = powers.get(node.inputs[0]!);
+  const qparams = weightQParams(latent, axis, bits, recipe, power);
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
@@ -72,6 +77,30 @@ function layerState(
     quantMax: qparams.quantMax,
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
+}
+
+/** Scales and grids of a layer's output channels; of one for the whole layer, every channel has a copy. */
+function weightQParams(
+  latent: NdArray<"float32">,
+  axis: number,
+  bits: number,
+  recipe: WeightRecipe,
+  power: Float64Array | undefined,
+): QParams {
+  const { weightObserver, weightExponent = 2.4, weightGranularity } = recipe;
+  const isShared = weightGranularity === "tensor";
+  const qparams = searchWeightQParams(latent, isShared ? -1 : axis, {
+    bits,
+    grid: weightGridFor(recipe, bits),
+    // `distill` measures the powers of every layer's input where the recipe says "hessian".
+    ...(weightObserver === "hessian"
+      ? { p: 2, importance: weightImportance(latent.shape, axis, power!) }
+      : { observer: weightObserver, p: weightExponent }),
+  });
+  if (!isShared) return qparams;
+  const channels = emptyQParams(latent.shape[axis]!);
+  for (let c = 0; c < latent.shape[axis]!; c++) setChannel(channels, c, channelQParams(qparams, 0));
+  return channels;
 }
 
 /** The batch norm that follows a layer. A bias before it only shifts its mean. */

@@ -11,6 +11,7 @@ import { createStudent } from "./create_student.ts";
 import { agreement, layerEnds, measureLayers, predict, topClasses } from "./evaluate.ts";
 import { type Residence, RowSet } from "./frontier.ts";
 import { partBetween, studentValues, teacherValues } from "./inference.ts";
+import { inputPowers } from "./input_powers.ts";
 import { METHODS } from "./methods/methods.ts";
 import { migrateActivations } from "./migration.ts";
 import type { Network } from "./network.ts";
@@ -55,9 +56,6 @@ export interface DistillOptions {
    */
   readonly teacherClasses?: WeakMap<ImageSet, Uint32Array<ArrayBuffer>>;
 }
-
-/** Samples used to choose the activations' ranges. */
-export const CALIBRATION_SAMPLES = 256;
 
 /**
  * Makes a quantized student of a network.
@@ -104,7 +102,7 @@ async function run(
   };
   const observed = {
     batch: Math.min(batch, samples.clean),
-    samples: Math.min(samples.clean, CALIBRATION_SAMPLES),
+    samples: Math.min(samples.clean, recipe.calibrationSamples),
     compiling,
   };
   const network = recipe.migration === null
@@ -116,8 +114,14 @@ async function run(
   const activations = await calibrate(device, network, teacher, samples.train, {
     ...observed,
     observer: recipe.activationObserver,
+    grid: recipe.activationGrid,
+    percentile: recipe.activationPercentile,
+    p: recipe.activationExponent,
   });
-  const student = createStudent(network, activations, recipe);
+  const powers = recipe.weightObserver === "hessian"
+    ? await inputPowers(device, network, teacher, samples.train, observed)
+    : undefined;
+  const student = createStudent(network, activations, recipe, powers);
   onProgress({ stage: "calibrate", done: total, total });
   const judged = samples.heldOut.rows > 0 ? samples.heldOut : samples.train;
   const before = await measureLayers(device, network, teacher, student, judged, compiling);

@@ -7,7 +7,7 @@ import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import { countMacs, countWeights } from "../graph/cost.ts";
 import type { Graph } from "../graph/graph.ts";
-import { CALIBRATION_SAMPLES, type DistillOptions, type RecognisedData } from "./distill.ts";
+import type { DistillOptions, RecognisedData } from "./distill.ts";
 import { type FrontierPlace, placedBytes } from "./frontier_memory.ts";
 import { partBetween, recordForward, teacherValues } from "./inference.ts";
 import type { Network } from "./network.ts";
@@ -159,7 +159,7 @@ export function describeRun(
       place,
       step: Math.max(0, ...stages.map((planned) => stepBytes(network, planned))),
     },
-    seconds: estimateSeconds(prepared, units, evaluate, measured),
+    seconds: estimateSeconds(prepared, units, evaluate, recipe, measured),
     measured,
   };
 }
@@ -252,6 +252,7 @@ function estimateSeconds(
   { network, split, trainRows, batch }: PreparedRun,
   units: readonly PlannedUnit[],
   evaluate: number,
+  recipe: Recipe,
   measured: RunPlan["measured"],
 ): PlannedSeconds {
   const { graph, shapes } = network.teacher;
@@ -260,7 +261,7 @@ function estimateSeconds(
   // Teacher and student, before and after.
   const judging = 2 * (heldOut > 0 ? heldOut : Math.min(clean, batch));
   // Inputs that go forward through the whole network.
-  const calibrating = 2 * Math.min(clean, CALIBRATION_SAMPLES) + judging;
+  const calibrating = 2 * Math.min(clean, recipe.calibrationSamples) + judging;
   const moving = (units.some(({ whole }) => !whole) ? 2 * trainRows + 3 * heldOut : 0) +
     (units.some(({ whole }) => whole) ? 4 * heldOut : 0);
   const steps = units.reduce((sum, { whole, likelySteps, batch, macs }) => {

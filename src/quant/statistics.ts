@@ -25,6 +25,8 @@ export interface StatisticsOptions {
   readonly bins?: number;
   /** Share of the newest batch in the moving averages; default 0.1. */
   readonly momentum?: number;
+  /** True counts |x| over 0 .. max(|minimum|, |maximum|); default false. */
+  readonly absolute?: boolean;
 }
 
 /**
@@ -32,12 +34,12 @@ export interface StatisticsOptions {
  *
  * @param batches values of the tensor, batch by batch
  * @param options bins and momentum
- * @returns the statistics; the histogram spans exactly [min, max]
+ * @returns the statistics; the histogram spans exactly the range of what it counts
  * @throws RangeError when there are no values or one of them is not finite
  */
 export function tensorStatistics(
   batches: readonly ArrayLike<number>[],
-  { bins = 2048, momentum = 0.1 }: StatisticsOptions = {},
+  { bins = 2048, momentum = 0.1, absolute = false }: StatisticsOptions = {},
 ): TensorStatistics {
   let min = Infinity, max = -Infinity, movingMin = NaN, movingMax = NaN;
   for (const batch of batches) {
@@ -53,11 +55,15 @@ export function tensorStatistics(
       : movingMax + momentum * (range.max - movingMax);
   }
   if (batches.length === 0) throw new RangeError("Cannot observe a tensor: there are no batches");
+  const [low, high] = absolute ? [0, Math.max(-min, max)] : [min, max];
   const counts = new Float64Array(bins);
   for (const batch of batches) {
-    for (let i = 0; i < batch.length; i++) counts[binOf(batch[i]!, min, max, bins)]! += 1;
+    for (let i = 0; i < batch.length; i++) {
+      const value = absolute ? Math.abs(batch[i]!) : batch[i]!;
+      counts[binOf(value, low, high, bins)]! += 1;
+    }
   }
-  return { min, max, movingMin, movingMax, histogram: { low: min, high: max, counts } };
+  return { min, max, movingMin, movingMax, histogram: { low, high, counts } };
 }
 
 /**

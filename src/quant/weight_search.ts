@@ -25,6 +25,8 @@ export interface WeightSearchOptions {
   readonly observer?: "mse" | "minmax";
   /** Exponent of the error; default 2.4. */
   readonly p?: number;
+  /** How much the error of each weight counts, in the order of the weights; default 1. */
+  readonly importance?: Float64Array;
   /** Scales tried a grid, evenly spaced up to 1.1 times the full range; default 80. */
   readonly candidates?: number;
 }
@@ -44,7 +46,8 @@ export interface WeightSearchOptions {
 export function searchWeightQParams(
   weight: NdArray<"float32">,
   axis: number,
-  { bits, grid = "flip", observer = "mse", p = 2.4, candidates = 80 }: WeightSearchOptions,
+  { bits, grid = "flip", observer = "mse", p = 2.4, candidates = 80, importance }:
+    WeightSearchOptions,
 ): QParams {
   checkBits(bits);
   if (!(Number.isInteger(candidates) && candidates >= 1)) {
@@ -54,18 +57,20 @@ export function searchWeightQParams(
   const table = powerTable(p);
   const qparams = emptyQParams(channels);
   const points = new Float32Array(outer * inner);
+  const weights = importance && new Float64Array(outer * inner);
   const dead: number[] = [];
   let start = candidates;
   for (let c = 0; c < channels; c++) {
     for (let o = 0; o < outer; o++) {
       const from = (o * channels + c) * inner;
       points.set(weight.data.subarray(from, from + inner), o * inner);
+      if (weights) weights.set(importance.subarray(from, from + inner), o * inner);
     }
     const extent = extentOf(points, c);
     if (extent.min === 0 && extent.max === 0) dead.push(c);
     const choice = observer === "minmax"
       ? coverAll(extent, bits, grid)
-      : search(points, extent, bits, grid, table, candidates, start);
+      : search(points, weights, extent, bits, grid, table, candidates, start);
     start = choice.candidate;
     const { scale, offset } = choice;
     setChannel(qparams, c, {
@@ -98,6 +103,7 @@ interface Choice {
  */
 function search(
   points: Float32Array,
+  weights: Float64Array | undefined,
   { min, max }: Extent,
   bits: number,
   grid: WeightGrid,
@@ -119,7 +125,7 @@ function search(
     const high = levels - 1 - offset;
     const error = gridError(
       points,
-      undefined,
+      weights,
       points.length,
       scale,
       -offset,

@@ -100,6 +100,21 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
       'batchNorm: found "live" with absorbBiases, which works on weights with batch norm folded in, ' +
       "expected auto or folded",
     ],
+    [
+      { weightGranularity: "tensor" },
+      'weightGranularity: found "tensor" with method "blockwise", which trains a scale a channel, expected ptq',
+    ],
+    [
+      { weightGranularity: "tensor", method: "ptq", batchNorm: "live" },
+      'weightGranularity: found "tensor" with batchNorm "live", expected auto or folded',
+    ],
+    [{ calibrationSamples: 0 }, /calibrationSamples: found 0, expected an integer of at least 1/],
+    [
+      { activationPercentile: 101 },
+      /activationPercentile: found 101, expected a number from 1 to 100/,
+    ],
+    [{ activationExponent: 0 }, /activationExponent: found 0, expected a number above 0/],
+    [{ activationObserver: "kll" }, /found "kll", expected one of mse, .*, kl, aciqLaplace, /],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],
@@ -141,6 +156,7 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ ...low, method: "qat", migration: 0 }), "folded");
   assert.equal(policy({ ...low, method: "ptq", biasCorrection: "analytic" }), "folded");
   assert.equal(policy({ ...low, weightGranularity: "tensor" }), "folded");
+  assert.equal(policy({ method: "ptq", weightBits: 2, weightGranularity: "tensor" }), "folded");
 });
 
 Deno.test("learningRates() grow with the root of the batch, and follow the recipe's own rate", () => {

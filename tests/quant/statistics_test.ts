@@ -24,6 +24,15 @@ Deno.test("tensorStatistics() counts every value in its bin", () => {
   assert.deepEqual(histogram, { low: 0, high: 4, counts: Float64Array.of(2, 1, 1, 1) });
 });
 
+Deno.test("tensorStatistics() counts magnitudes where asked to", () => {
+  const { min, max, histogram } = tensorStatistics([[0, -4, 1], [-2.5, 3]], {
+    bins: 4,
+    absolute: true,
+  });
+  assert.deepEqual([min, max], [-4, 3]);
+  assert.deepEqual(histogram, { low: 0, high: 4, counts: Float64Array.of(1, 1, 1, 2) });
+});
+
 Deno.test("tensorStatistics() of a constant tensor fills one bin", () => {
   const { histogram } = tensorStatistics([[3, 3]], { bins: 2 });
   assert.deepEqual(histogram, { low: 3, high: 3, counts: Float64Array.of(2, 0) });

@@ -124,6 +124,28 @@ Deno.test("searchWeightQParams() has the default p = 2.4 and 80 candidates, and 
   assert.ok(searchWeightQParams(WEIGHT, 0, { bits: 2, p: 8 }).scale[5]! > defaults.scale[5]!);
 });
 
+Deno.test("searchWeightQParams() counts a weight of importance n as n equal weights", () => {
+  const weight = normalWeight(9, [2, 12]);
+  const importance = Float64Array.from({ length: 24 }, (_, i) => i % 4);
+  const repeated = [0, 1].flatMap((c) =>
+    Array.from(weight.data.subarray(12 * c, 12 * c + 12), (w, i) => Array<number>(i % 4).fill(w))
+      .flat()
+  );
+  const longer = ndArray("float32", [2, 18], Float32Array.from(repeated));
+  // The largest weight counts, so both search the same scales.
+  for (const c of [0, 1]) {
+    const values = weight.data.subarray(12 * c, 12 * c + 12).map(Math.abs);
+    assert.notEqual(values.indexOf(Math.max(...values)) % 4, 0);
+  }
+  for (const [axis, grid] of [[0, "flip"], [0, "offset"], [-1, "symmetric"]] as const) {
+    const options = { bits: 3, grid, p: 2 } as const;
+    assert.deepEqual(
+      searchWeightQParams(weight, axis, { ...options, importance }),
+      searchWeightQParams(longer, axis, options),
+    );
+  }
+});
+
 Deno.test("searchWeightQParams() names the channel that is not finite", () => {
   const weight = ndArray("float32", [2, 2], Float32Array.of(1, 2, 3, NaN));
   assert.throws(() => searchWeightQParams(weight, 0, { bits: 4 }), /channel 1 holds NaN/);

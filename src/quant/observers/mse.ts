@@ -1,8 +1,9 @@
 // MSE calibration: the scale (and, for two-sided data on an affine grid, the zero point) with the least L_p error on the
 // histogram, p = 2.4 (BRECQ, QDrop). Scales: max * k / 100, k = 1..100.
 import { gridError, type PowerTable, powerTable } from "../grid_error.ts";
+import { histogramPoints, type WeightedPoints } from "../histogram.ts";
 import { type QScheme, quantRange } from "../scheme.ts";
-import type { Histogram, TensorStatistics } from "../statistics.ts";
+import type { TensorStatistics } from "../statistics.ts";
 import type { Observer, ValueRange } from "./observer.ts";
 
 /** Range = that of the grid with the least L_p error. */
@@ -17,7 +18,7 @@ export const mseObserver: Observer = {
         `Cannot search ${candidates} scales: candidates must be an integer >= 1`,
       );
     }
-    const search = { ...pointsOf(statistics.histogram), table: powerTable(p), candidates };
+    const search = { ...histogramPoints(statistics.histogram), table: powerTable(p), candidates };
     if (scheme.symmetric) return symmetricRange(statistics, scheme, search);
     const steps = 2 ** scheme.bits - 1 - (scheme.narrowRange ? 1 : 0);
     if (min >= 0) return rangeOf(oneScale(max / steps, 0, steps, search), 0, steps);
@@ -26,26 +27,9 @@ export const mseObserver: Observer = {
   },
 };
 
-interface Search {
-  /** Values of the bins that are not empty. */
-  readonly points: Float64Array;
-  /** How many values each stands for. */
-  readonly weights: Float64Array;
+interface Search extends WeightedPoints {
   readonly table: PowerTable;
   readonly candidates: number;
-}
-
-/** Bin centres and counts; the bin around 0 stands at 0, because ReLU's zeros fill it and cost nothing. */
-function pointsOf({ low, high, counts }: Histogram): Pick<Search, "points" | "weights"> {
-  const width = (high - low) / counts.length;
-  const points: number[] = [], weights: number[] = [];
-  counts.forEach((count, i) => {
-    if (count === 0) return;
-    const left = low + i * width;
-    points.push(left <= 0 && left + width > 0 ? 0 : left + width / 2);
-    weights.push(count);
-  });
-  return { points: Float64Array.from(points), weights: Float64Array.from(weights) };
 }
 
 function symmetricRange(

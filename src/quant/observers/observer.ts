@@ -25,6 +25,10 @@ export interface Observer {
   readonly name: string;
   /** Whether the histogram is read; without it one pass over the data is enough. */
   readonly needsHistogram: boolean;
+  /** Bins of that histogram; default 2048. */
+  readonly bins?: number;
+  /** True reads a histogram of |x|, from 0 on. */
+  readonly absolute?: boolean;
   /**
    * @param statistics of the tensor
    * @param scheme grid it is quantized to

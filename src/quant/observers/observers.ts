@@ -1,4 +1,8 @@
 // The observers by name. A new one is a file beside this one and a line here.
+import { aciqGaussObserver, aciqLaplaceObserver } from "./aciq.ts";
+import { hfmgObserver } from "./hfmg.ts";
+import { ifmrObserver } from "./ifmr.ts";
+import { klObserver } from "./kl.ts";
 import { minMaxObserver } from "./min_max.ts";
 import { movingAverageObserver } from "./moving_average.ts";
 import { mseObserver } from "./mse.ts";
@@ -11,6 +15,11 @@ export const OBSERVERS = {
   moving_average: movingAverageObserver,
   percentile: percentileObserver,
   mse: mseObserver,
+  kl: klObserver,
+  aciq_laplace: aciqLaplaceObserver,
+  aciq_gauss: aciqGaussObserver,
+  ifmr: ifmrObserver,
+  hfmg: hfmgObserver,
 } as const satisfies Record<string, Observer>;
 
 /** Name of an observer. */

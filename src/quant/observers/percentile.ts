@@ -1,5 +1,6 @@
 // Percentile calibration: a fixed share of the values lies inside the range, the rest is clipped. Symmetric schemes take
 // the quantile of |x|; affine ones cut half of the rest off each tail, or all of it off the only one.
+import { cumulate, valueAt } from "../histogram.ts";
 import type { Histogram } from "../statistics.ts";
 import type { Observer } from "./observer.ts";
 
@@ -26,26 +27,6 @@ export const percentileObserver: Observer = {
     };
   },
 };
-
-/** [bins + 1]: number of values below each edge. */
-function cumulate(counts: Float64Array): Float64Array {
-  const cumulative = new Float64Array(counts.length + 1);
-  counts.forEach((count, i) => cumulative[i + 1] = cumulative[i]! + count);
-  return cumulative;
-}
-
-/** Smallest value below which `count` values lie. */
-function valueAt(
-  { low, high, counts }: Histogram,
-  cumulative: Float64Array,
-  count: number,
-): number {
-  const width = (high - low) / counts.length;
-  let bin = 0;
-  while (bin < counts.length - 1 && cumulative[bin + 1]! < count) bin++;
-  const share = counts[bin] === 0 ? 0 : (count - cumulative[bin]!) / counts[bin]!;
-  return low + (bin + Math.max(0, Math.min(1, share))) * width;
-}
 
 /** Number of values below `value`. */
 function countBelow(

@@ -1,0 +1,123 @@
+// What keys of a recipe say together: rules that tie them, and what follows from them.
+import { overrideProblem } from "./overrides.ts";
+import type { Recipe } from "./recipe_keys.ts";
+
+/** One thing wrong with a recipe. */
+export interface RecipeProblem {
+  /** The offending key, `""` for the recipe as a whole. */
+  readonly key: string;
+  /** What was found and what was expected. */
+  readonly detail: string;
+}
+
+/** Methods that were measured to gain from a live batch norm at 2 bits. */
+const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "blockwise", "joint"]);
+
+/**
+ * The batch norm policy that a recipe means.
+ *
+ * @param recipe complete
+ * @returns its own policy, or what was measured to be best: at 3 bits and more batch norm is folded into the weights
+ * before training; below that its statistics have to follow the student's; QAT keeps it frozen. What rewrites folded
+ * weights has nothing but them to train.
+ */
+export function batchNormPolicy(recipe: Recipe): Exclude<Recipe["batchNorm"], "auto"> {
+  const { batchNorm, method, weightBits, activationBits } = recipe;
+  if (batchNorm !== "auto") return batchNorm;
+  if (foldedOnly(recipe) !== undefined) return "folded";
+  if (method === "qat") return "frozen";
+  if (!LIVE_BATCH_NORM.has(method)) return "folded";
+  return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
+}
+
+/**
+ * Checks the rules that tie keys together.
+ *
+ * @param recipe complete, every key checked for itself
+ * @returns the first thing wrong with it
+ */
+export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
+  const { mean, std } = recipe;
+  const zero = std.find((value) => !(value > 0));
+  if (zero !== undefined) {
+    return { key: "std", detail: `found ${zero}, expected numbers above 0` };
+  }
+  if (mean.length !== 1 && std.length !== 1 && mean.length !== std.length) {
+    return {
+      key: "mean",
+      detail: `found ${mean.length} numbers but std has ${std.length}, expected as many of both`,
+    };
+  }
+  if (recipe.labels !== null && recipe.evaluate === null) {
+    return { key: "labels", detail: "labels were given but nothing to evaluate" };
+  }
+  if (recipe.calibrationLabels !== null && recipe.calibration === null) {
+    return { key: "calibrationLabels", detail: "labels were given but no calibration inputs" };
+  }
+  if (
+    recipe.method === "qat" && recipe.calibration !== null && recipe.calibrationLabels === null
+  ) {
+    return {
+      key: "calibrationLabels",
+      detail: 'method "qat" trains with labels, expected a file of them',
+    };
+  }
+  const { method, weightRounding, weightGranularity } = recipe;
+  if (weightGranularity === "tensor" && method !== "ptq") {
+    return {
+      key: "weightGranularity",
+      detail:
+        `found "tensor" with method "${method}", which trains a scale a channel, expected ptq`,
+    };
+  }
+  if (weightGranularity === "tensor" && batchNormPolicy(recipe) !== "folded") {
+    return {
+      key: "weightGranularity",
+      detail: `found "tensor" with batchNorm "${recipe.batchNorm}", expected auto or folded`,
+    };
+  }
+  if (weightRounding === "gptq" && (method === "qat" || method === "joint")) {
+    return {
+      key: "weightRounding",
+      detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,
+    };
+  }
+  for (const [i, override] of recipe.overrides.entries()) {
+    const detail = overrideProblem(override);
+    if (detail !== undefined) return { key: `overrides[${i}]`, detail };
+  }
+  if (recipe.biasCorrection !== "none" && method !== "ptq") {
+    return {
+      key: "biasCorrection",
+      detail:
+        `found "${recipe.biasCorrection}" with method "${method}", which trains biases, expected ptq`,
+    };
+  }
+  if (recipe.migration !== null && recipe.equalization !== "none") {
+    return {
+      key: "migration",
+      detail:
+        `found ${recipe.migration} with equalization "${recipe.equalization}", which it would ` +
+        "undo, expected one of the two",
+    };
+  }
+  const folded = foldedOnly(recipe);
+  if (folded !== undefined && (recipe.batchNorm === "live" || recipe.batchNorm === "frozen")) {
+    return {
+      key: "batchNorm",
+      detail:
+        `found "${recipe.batchNorm}" with ${folded}, which works on weights with batch norm ` +
+        "folded in, expected auto or folded",
+    };
+  }
+  return undefined;
+}
+
+/** The first key that asks for something that works on folded weights only. */
+function foldedOnly(recipe: Recipe): keyof Recipe | undefined {
+  if (recipe.equalization !== "none") return "equalization";
+  if (recipe.absorbBiases) return "absorbBiases";
+  if (recipe.biasCorrection !== "none") return "biasCorrection";
+  if (recipe.migration !== null) return "migration";
+  return recipe.weightGranularity === "tensor" ? "weightGranularity" : undefined;
+}
