@@ -111,6 +111,8 @@ export interface Recipe {
   readonly out: string | null;
 }
 
+/** Methods that do not go through the network unit by unit. */
+const WHOLE_NETWORK: ReadonlySet<Recipe["method"]> = new Set(["qat", "joint", "eptq"]);
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
 const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "blockwise", "joint"]);
 
@@ -318,7 +320,7 @@ function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
     };
   }
   const { method, weightRounding } = recipe;
-  if (weightRounding === "gptq" && (method === "qat" || method === "joint")) {
+  if (weightRounding === "gptq" && WHOLE_NETWORK.has(method)) {
     return {
       key: "weightRounding",
       detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,

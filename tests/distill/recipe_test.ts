@@ -80,6 +80,7 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
       { method: "joint", weightRounding: "gptq" },
       'weightRounding: found "gptq" with method "joint", expected ptq, layerwise or blockwise',
     ],
+    [{ method: "eptq", weightRounding: "gptq" }, /weightRounding: found "gptq" with method "eptq"/],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],
