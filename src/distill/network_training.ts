@@ -23,6 +23,8 @@ import { fakeQuantizeInput } from "./input_quantizer.ts";
 import { readErrorSums } from "./measure.ts";
 import { MiniBatches } from "./mini_batches.ts";
 import type { Network } from "./network.ts";
+import { copiesFor } from "./presets.ts";
+import type { Recipe } from "./recipe.ts";
 import type { Session } from "./session.ts";
 import { BLOCKWISE, type Stage, stagesFor } from "./stage.ts";
 import { batchNormLiveSteps, type LossContext, train } from "./training.ts";
@@ -123,9 +125,9 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     inputs: (plan, trainingState) => {
       const gathered = samples.train.recordGather(plan, batches, trainingState, network.input);
       const tables = { transforms, black, state: trainingState };
-      const x = (recipe.augment.shift === 0 && !recipe.augment.flip) || gathered.shape.length !== 4
-        ? gathered
-        : recordAugmentation(plan, gathered, tables, steps);
+      const x = augments(recipe) && gathered.shape.length === 4
+        ? recordAugmentation(plan, gathered, tables, steps)
+        : gathered;
       if (tensors.length > 0 || divergence) {
         const inputs = new Map([[network.input, x]]);
         targets = recordForward(plan, teacherPart, session.teacher, inputs, keep);
@@ -259,6 +261,12 @@ export function recordRowLoss(
   tape.give(logits, (dlogits) => record(loss, dlogits));
   plan.run(rememberRowLoss({ rows, historySize: steps, ...place }), { loss, state, losses });
   plan.release(loss);
+}
+
+/** Whether samples are shifted and mirrored anew in every step. */
+function augments(recipe: Recipe): boolean {
+  const { shift, flip } = recipe.augment;
+  return copiesFor(recipe) > 1 && (shift > 0 || flip);
 }
 
 /** channels / (number of tensors * largest mean importance), by tensor. */

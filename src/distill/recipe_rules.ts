@@ -10,6 +10,9 @@ export interface RecipeProblem {
   readonly detail: string;
 }
 
+/** Methods that do not go through the network unit by unit. */
+const WHOLE_NETWORK: ReadonlySet<Recipe["method"]> = new Set(["qat", "joint", "eptq"]);
+
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
 const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "blockwise", "joint"]);
 
@@ -76,7 +79,7 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: `found "tensor" with batchNorm "${recipe.batchNorm}", expected auto or folded`,
     };
   }
-  if (weightRounding === "gptq" && (method === "qat" || method === "joint")) {
+  if (weightRounding === "gptq" && WHOLE_NETWORK.has(method)) {
     return {
       key: "weightRounding",
       detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,

@@ -33,7 +33,10 @@ export interface ActivationTraining {
   readonly activationQuantizer?: ActivationTrainer;
   /** Part of the activations that is quantized in a step; null leaves them float. Default: all. */
   readonly quantizedShare?: PartialQuantization | null;
-  /** Learning rate of logarithms of scales; with `absolute`, of scales and bounds themselves. 0: they stay. */
+  /**
+   * Learning rate of logarithms of scales, and of bounds over the range between them; with `absolute`, of scales and
+   * bounds themselves. 0: they stay.
+   */
   readonly rate: number;
   /** Default false. */
   readonly absolute?: boolean;
@@ -198,12 +201,13 @@ function learnedGrid(
 
 /** A step of log s is one of s over s. */
 function rateOf(
-  { scale }: ActivationState,
+  { scale, quantMin, quantMax }: ActivationState,
   learns: LearnedGrid,
   { rate, absolute = false }: ActivationTraining,
 ): number {
   const logarithmic = learns === "scale" || learns === "zeroPoint";
-  return absolute && logarithmic ? rate / scale : rate;
+  if (logarithmic) return absolute ? rate / scale : rate;
+  return absolute ? rate : rate * scale * (quantMax - quantMin);
 }
 
 function parametersOf(

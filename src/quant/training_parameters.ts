@@ -1,7 +1,7 @@
 // The part of a student that trains, on the GPU: one flat buffer of parameters (latent weights, log-scales, batch norm
 // or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
 // are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
-import { paddedSize } from "../../kernels/kernel.ts";
+import { type Kernel, paddedSize } from "../../kernels/kernel.ts";
 import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import {
   hardenSoftRounding,
@@ -169,9 +169,7 @@ export class TrainingParameters implements Disposable {
     const { rows, weights } = this.#tensors;
     const parameters = this.#flat.values;
     const { target } = this.#device;
-    if (this.#options.weightQuantizer === "minMax") {
-      plan.run(coverWeights({ rows: this.#rowCount }, target), { rows, parameters });
-    }
+    if (this.#options.weightQuantizer === "minMax") plan.run(...this.#covering());
     const kernel = this.#options.weightQuantizer === "softRounding"
       ? softRoundWeights(this.#softRounding(), target)
       : quantizeWeights({ rows: this.#rowCount }, target);
@@ -208,6 +206,8 @@ export class TrainingParameters implements Disposable {
   /** Reads the trained parameters back into the student. */
   async store(): Promise<void> {
     const soft = this.#options.weightQuantizer === "softRounding";
+    // The last step moved the weights that the scales cover.
+    if (this.#options.weightQuantizer === "minMax") this.#device.run(...this.#covering());
     const flat = soft ? await this.#readHardened() : await this.#flat.read();
     const running = new Map<LayerState, { mean: Float32Array; variance: Float32Array }>();
     for (const { layer, mean, variance } of this.#running) {
@@ -251,6 +251,11 @@ export class TrainingParameters implements Disposable {
       this.#device.release(mean);
       this.#device.release(variance);
     }
+  }
+
+  #covering(): [kernel: Kernel, bindings: Record<string, Tensor>] {
+    const kernel = coverWeights({ rows: this.#rowCount }, this.#device.target);
+    return [kernel, { rows: this.#tensors.rows, parameters: this.#flat.values }];
   }
 
   #softRounding(): { rows: number; roundingStart: number } {

@@ -82,6 +82,38 @@ Deno.test("Tape.push() runs an operator that trains although its inputs have no 
   });
 });
 
+Deno.test("Tape.observe() shows the whole gradient of leaves and inner tensors once", async () => {
+  await record(async ({ device, tape, add, x, dy }) => {
+    const seen = new Map<string, Tensor>();
+    const look = (name: string, tensor: Tensor) =>
+      tape.observe(tensor, (g) => {
+        assert.equal(seen.has(name), false, name);
+        const copy = device.tensor([3]);
+        tape.plan.run(addKernel([3]), { a: g, b: g, y: copy });
+        seen.set(name, copy);
+      });
+    tape.watch(x);
+    const a = double(tape, x);
+    const b = add(add(a, x), a); // 5 x, and a is read twice
+    const apart = double(tape, x); // nothing depends on it
+    look("x", x);
+    look("a", a);
+    look("b", b);
+    look("apart", apart);
+    tape.share(b, dy);
+    tape.backward();
+    tape.plan.replay(2);
+    const found = new Map<string, number[]>();
+    for (const [name, tensor] of seen) {
+      found.set(name, [...await device.read(tensor)]);
+      device.release(tensor);
+    }
+    // twice the gradients 1, 2 and 5
+    assert.deepEqual(Object.fromEntries(found), { x: [10, 20, 30], a: [4, 8, 12], b: [2, 4, 6] });
+    assert.deepEqual([...await device.read(tape.gradient(x)!)], [5, 10, 15]);
+  });
+});
+
 Deno.test("Tape.backward() lets a chain's gradients share memory", async () => {
   await record(async ({ device, tape, x, dy }) => {
     tape.watch(x);

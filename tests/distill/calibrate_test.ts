@@ -257,7 +257,7 @@ Deno.test("createStudent() gives a layer one scale, or weighs its errors by the 
   };
   const bits = { weightBits: 4, activationBits: 4, firstLastBits: 4 };
   const network = prepareNetwork(wide, bits, false);
-  const base = { weightGrid: "auto", weightObserver: "minmax" } as const;
+  const base = { method: "ptq", weightGrid: "auto", weightObserver: "minmax" } as const;
   const scalesOf = (
     ...[recipe, powers]: [Parameters<typeof createStudent>[2], Map<string, Float64Array>?]
   ) =>

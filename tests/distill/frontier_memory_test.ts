@@ -17,6 +17,7 @@ const NETWORK = prepareNetwork(
   false,
 );
 const UNITS = cutIntoBlocks(NETWORK.teacher.graph);
+const WHOLE = { unit: null, groups: [] };
 const COUNTS = { rows: 1000, batch: 50 };
 /** Bytes of a sample: the input as float32; teacher as float16 and student as codes at x, b and d. */
 const INPUT = 16 * 16 * 4 * 4, X = 16 * 16 * 4 * 3, B = 16 * 16 * 8 * 3, D = 8 * 8 * 16 * 3;
@@ -41,7 +42,7 @@ Deno.test("placeFrontier() goes to host memory when the budget is too small, and
       { limits: { maxBufferSize } as GPUSupportedLimits, target: { family, subgroupSize: 8 } },
       NETWORK,
       { rows, batch },
-      { method: "blockwise", weightRounding: "nearest", memoryBudget },
+      { ...WHOLE, method: "blockwise", weightRounding: "nearest", memoryBudget },
     );
   const need = Math.ceil(1000 * (INPUT + X + B) / 2 ** 20);
   const onGpu = { residence: "gpu", compact: true }, inHost = { residence: "host", compact: true };
@@ -56,7 +57,7 @@ Deno.test("placeFrontier() goes to host memory when the budget is too small, and
       { limits: { maxBufferSize: 0 } as GPUSupportedLimits, target: { family, subgroupSize: 8 } },
       NETWORK,
       { rows: 1000, batch: 50 },
-      { method: "ptq", weightRounding, memoryBudget: need - 1 },
+      { ...WHOLE, method: "ptq", weightRounding, memoryBudget: need - 1 },
     );
   assert.deepEqual([ptq("nearest"), ptq("gptq")], [onGpu, inHost]);
   // a CPU takes float32, 8 bytes instead of 3, as long as that is below the budget and 512 MiB

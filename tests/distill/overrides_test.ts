@@ -174,7 +174,7 @@ Deno.test("prepareNetwork() leaves skipped layers, what only they read, and pool
 });
 
 Deno.test("createStudent() gives overridden layers their own grid and observer", () => {
-  const recipe = { weightGrid: "symmetric", weightObserver: "minmax" } as const;
+  const recipe = { method: "ptq", weightGrid: "symmetric", weightObserver: "minmax" } as const;
   const student = (rules: Rules) =>
     createStudent(prepareNetwork(MODEL, { ...BITS, ...rules }, false), [], recipe).layers;
   const plain = student({});

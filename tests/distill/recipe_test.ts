@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { FormatError } from "../../src/core/errors.ts";
-import { learningRates, stepsFor } from "../../src/distill/block_loop.ts";
+import { stepsFor } from "../../src/distill/block_loop.ts";
 import { nearestName } from "../../src/core/nearest_name.ts";
 import {
   batchNormPolicy,
@@ -51,7 +51,17 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     [{ weightBit: 4 }, 'weightBit: unknown key, did you mean "weightBits"?'],
     [{ qqqqqq: 4 }, "qqqqqq: unknown key"],
     [{ augment: { copy: 1 } }, 'augment.copy: unknown key, did you mean "augment.copies"?'],
-    [{ augment: { copies: 0 } }, "augment.copies: found 0, expected an integer from 1 to 16"],
+    [
+      { augment: { copies: 0 } },
+      "augment.copies: found 0, expected an integer from 1 to 16 or null",
+    ],
+    [
+      { unit: "blok" },
+      /unit: found "blok", expected one of layer, block, merged, stage, network or null/,
+    ],
+    [{ groups: ["conv1"] }, 'groups: found "conv1", expected a list of texts'],
+    [{ groups: [".."] }, 'groups: found "..", expected a list of texts'],
+    [{ rollBack: 1 }, "rollBack: found 1, expected true or false or null"],
     [{ augment: { flip: 1 } }, "augment.flip: found 1, expected true or false"],
     [{ method: "blokwise" }, /method: found "blokwise", expected one of ptq, qat, layerwise, /],
     [{ learningRate: 0 }, "learningRate: found 0, expected a number above 0 or null"],
@@ -115,6 +125,7 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     ],
     [{ activationExponent: 0 }, /activationExponent: found 0, expected a number above 0/],
     [{ activationObserver: "kll" }, /found "kll", expected one of mse, .*, kl, aciqLaplace, /],
+    [{ method: "eptq", weightRounding: "gptq" }, /weightRounding: found "gptq" with method "eptq"/],
     [{ out: 3 }, "out: found 3, expected a text or null"],
     [[1], "found [1], expected a JSON object"],
     [null, "found null, expected a JSON object"],
@@ -135,13 +146,6 @@ Deno.test("checkRecipePart() lets keys be completed by another part", () => {
   assert.equal(checkRecipePart({ label: "y.npy" })?.key, "label");
 });
 
-Deno.test("nearestName() finds slips and swaps, and leaves strangers alone", () => {
-  const known = ["weight-bits", "activation-bits", "seed", "steps"];
-  assert.equal(nearestName("wieght-bits", known), "weight-bits");
-  assert.equal(nearestName("seeed", known), "seed");
-  assert.equal(nearestName("temperature", known), undefined);
-});
-
 Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes what the recipe says", () => {
   const policy = (changes: Partial<Recipe>) => batchNormPolicy(parseRecipe(changes));
   assert.equal(policy({ weightBits: 3, activationBits: 3 }), "folded");
@@ -157,16 +161,6 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ ...low, method: "ptq", biasCorrection: "analytic" }), "folded");
   assert.equal(policy({ ...low, weightGranularity: "tensor" }), "folded");
   assert.equal(policy({ method: "ptq", weightBits: 2, weightGranularity: "tensor" }), "folded");
-});
-
-Deno.test("learningRates() grow with the root of the batch, and follow the recipe's own rate", () => {
-  const rates = (batch: number, changes: Partial<Recipe> = {}) =>
-    learningRates(parseRecipe({ weightBits: 4, activationBits: 4, ...changes }), batch);
-  const small = rates(16);
-  assert.deepEqual(Object.values(rates(64)), Object.values(small).map((rate) => 2 * rate));
-  const own = rates(64, { learningRate: 3 * small.weights });
-  assert.equal(own.weights, 3 * small.weights);
-  assert.ok(Math.abs(own.biases / small.biases - 3) < 1e-12);
 });
 
 Deno.test("stepsFor() gives fewer steps to units that lose little, in quarters", () => {

@@ -93,7 +93,7 @@ async function run(
   const student = createStudent(
     network,
     ["x", "y"].map((tensor) => ({ tensor, learned: true, ...quantizer })),
-    { weightGrid: "auto", weightObserver: "mse" },
+    { method: "blockwise", weightGrid: "auto", weightObserver: "mse" },
   );
   const start = [...student.layers];
   const batch = 8, seen: number[] = [];

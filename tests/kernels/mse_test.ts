@@ -58,6 +58,68 @@ for (const [rows, channels] of SHAPES) {
   });
 }
 
+/** [exponent, importance]; 43 samples of 3 rows. */
+const WEIGHTED = [
+  [2.4, undefined],
+  [2, "element"],
+  [2, 3],
+  [2.4, "element"],
+  [1.5, 3],
+] as const;
+
+for (const [exponent, importance] of WEIGHTED) {
+  forEachTarget(
+    `meanSquaredError() to the power of ${exponent}, importance of ${importance}`,
+    async (device) => {
+      const rows = 129, channels = 5, size = rows * channels, scale = 1.5, weight = 0.75;
+      const drawn = randomArray(1, size), target = randomArray(2, size);
+      const y = drawn.map((value, i) => i % 7 === 0 ? target[i]! : value); // no error, no gradient
+      const shape = importance === "element" ? [rows, channels] : [rows / (importance ?? 3), 1];
+      const factors = randomArray(4, shape[0]! * shape[1]!).map((value) => value * value);
+      const counted = (i: number) => {
+        if (importance === undefined) return 1;
+        return factors[importance === "element" ? i : Math.floor(i / channels / importance)]!;
+      };
+      const bindings = {
+        y: device.fromArray([rows, channels], y),
+        teacher: device.fromArray([rows, channels], target),
+        weight: device.fromArray([1], [weight]),
+        ...(importance && { importance: device.fromArray(shape, factors) }),
+        state: device.fromArray([16], [1, ...Array(15).fill(NaN)]),
+        dy: device.fromArray([rows, channels], new Float64Array(size).fill(NaN)),
+        losses: device.fromArray([2], [7, 7]),
+      };
+      const spec = {
+        rows,
+        channels,
+        scale,
+        historySize: 2,
+        exponent,
+        ...(importance && { importance }),
+      };
+      device.run(meanSquaredError(spec, device.target), bindings);
+      const loss = (values: Float64Array) =>
+        scale * weight / size *
+        sum(values.map((value, i) => counted(i) * Math.abs(value - target[i]!) ** exponent));
+      // float32 powers are good to some 1e-5
+      const close = { rtol: 3e-5, atol: 1e-9 };
+      assertClose(await device.read(bindings.losses), [7, loss(y)], close, "losses");
+      const dy = await device.read(bindings.dy);
+      const analytic = Array.from(y, (value, i) => {
+        const error = value - target[i]!;
+        const slope = exponent * Math.abs(error) ** (exponent - 1) * Math.sign(error);
+        return scale * weight * counted(i) * slope / size;
+      });
+      assertClose(dy, analytic, close, "dy");
+      const moved = (i: number) => derivative((value) => loss(y.with(i, value)), y[i]!);
+      const probes = [1, 2, 3, 300, 640].map((i) => [dy[i]!, moved(i)] as const);
+      const [found, expected] = [0, 1].map((side) => probes.map((probe) => probe[side]!));
+      assertClose(found!, expected!, { rtol: 1e-3, atol: 1e-8 }, "finite differences");
+      for (const tensor of Object.values(bindings)) device.release(tensor);
+    },
+  );
+}
+
 forEachTarget("errorSums() does not lose small batches beside a large sum", async (device) => {
   const start = 2 ** 24, batches = 300; // adding 1 to 2^24 changes nothing in float32
   const sums = device.fromArray([16], [start, ...Array(15).fill(0)]);

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { fakeQuantizePerTensor } from "../../kernels/fake_quantize.ts";
+import { fakeQuantizeForward } from "../../kernels/fake_quantize.ts";
 import { gatherBatch } from "../../kernels/gather.ts";
 import {
   encodeCodes,
@@ -31,8 +31,8 @@ for (const grid of GRIDS) {
     const x = device.fromArray(SHAPE, randomArray(1, SIZE, { scale: scale * quantMax }));
     const qparams = device.fromArray([4], grid);
     const y = device.tensor(SHAPE);
-    const spec = { rows: 37 * 11, channels: 5, quantMin, quantMax };
-    device.run(fakeQuantizePerTensor(spec, device.target), { x, qparams, y });
+    const spec = { rows: 37 * 11, channels: 5 };
+    device.run(fakeQuantizeForward(spec, device.target), { x, qparams, y });
     const { words, decoded } = await roundTrip(device, y, "codes", { qparams });
     const expected = await device.readRaw(y);
     assert.deepEqual(decoded, expected);

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import {
+  coverWeights,
   encodeWeightRows,
   quantizeWeights,
   quantizeWeightsBackward,
@@ -76,6 +77,50 @@ forEachTarget("quantizeWeightsBackward() sums a long row", async (device) => {
   // 524 terms below 1
   assertClose([actual!], [expected], { rtol: 1e-5, atol: 1e-5 }, "log-scale");
   for (const tensor of [parameters, rows, dw, gradients]) device.release(tensor);
+});
+
+forEachTarget(
+  "coverWeights() gives every row the least scale that clips nothing",
+  async (device) => {
+    const block = weightBlock(3);
+    // a dense row and a lane of zeros
+    const zero = [1, 10];
+    for (const { at, channel } of block.elements) {
+      if (zero.includes(channel)) block.parameters[at] = 0;
+    }
+    const parameters = device.fromArray([block.parameters.length], block.parameters);
+    const rows = device.uint32(encodeWeightRows(block.rows));
+    device.run(coverWeights({ rows: block.rows.length }, device.target), { parameters, rows });
+    const scales = new Float64Array(block.channels.length);
+    for (const { at, channel } of block.elements) {
+      const { quantMin, quantMax } = block.channels[channel]!; // elements name existing channels
+      const latent = block.parameters[at]!;
+      const needed = Math.max(latent / Math.max(quantMax, 1), latent / Math.min(quantMin, -1));
+      scales[channel] = Math.max(scales[channel]!, needed);
+    }
+    const expected = Float64Array.from(block.parameters);
+    block.channels.forEach(({ logScale }, channel) => {
+      if (!zero.includes(channel)) expected[logScale] = Math.log(scales[channel]!);
+    });
+    // a float32 quotient and its logarithm; what is no scale is untouched
+    assertClose(await device.read(parameters), expected, { rtol: 1e-6, atol: 1e-6 }, "parameters");
+    for (const tensor of [parameters, rows]) device.release(tensor);
+  },
+);
+
+forEachTarget("coverWeights() looks at all of a long row", async (device) => {
+  const length = 131; // more than two turns of a workgroup
+  for (const at of [0, 300, 523]) {
+    const latent = randomArray(6, length * 4, { scale: 0.1 }).with(at, -5);
+    const parameters = device.fromArray([length * 4 + 4], [0, 0, 0, 0, ...latent]);
+    const row = { start: 1, length, logScale: 2, output: 0, quantMin: -4, quantMax: 3 };
+    const rows = device.uint32(encodeWeightRows([row]));
+    device.run(coverWeights({ rows: 1 }, device.target), { parameters, rows });
+    const found = (await device.read(parameters)).slice(0, 4);
+    // a float32 logarithm
+    assertClose(found, [0, 0, Math.log(1.25), 0], { rtol: 1e-6, atol: 0 }, `${at}`);
+    for (const tensor of [parameters, rows]) device.release(tensor);
+  }
 });
 
 Deno.test("encodeWeightRows() refuses lanes that do not start a vec4 or codes that do not fit", () => {

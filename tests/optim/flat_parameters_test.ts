@@ -15,9 +15,16 @@ Deno.test("FlatLayout.learningRates() gives each parameter its own rate", () => 
   const layout = new FlatLayout();
   layout.take(3, 0.5);
   layout.take(0, 9);
-  layout.take(65, 0.25);
+  layout.take(65, { scheduled: 0.25, decay: 0.125 });
   layout.take(1, 0);
-  assert.deepEqual([...layout.learningRates()], [0.5, 0.25, 0.25, 0]);
+  layout.take(2, { constant: 2 });
+  assert.deepEqual([...layout.learningRates()], [
+    ...[0.5, 0, 0, 0],
+    ...[0.25, 0, 0.125, 0],
+    ...[0.25, 0, 0.125, 0],
+    ...[0, 0, 0, 0],
+    ...[0, 2, 0, 0],
+  ]);
 });
 
 Deno.test("FlatParameters.recordStep() moves each parameter against its gradient by its rate", async () => {

@@ -1,23 +1,15 @@
 import assert from "node:assert/strict";
-import { STATE_SIZE } from "../../kernels/schedule.ts";
 import { ndArray } from "../../src/core/nd_array.ts";
-import type { Device } from "../../src/gpu/device.ts";
-import { Plan } from "../../src/gpu/plan.ts";
-import { convLayout, linearLayout } from "../../src/graph/weight_layout.ts";
-import { fakeQuantizeArray } from "../../src/quant/fake_quantize.ts";
-import { type LayerState, rootMeanSquare, Student } from "../../src/quant/student.ts";
-import {
-  type LearningRates,
-  TrainingParameters,
-  type WeightQuantizer,
-} from "../../src/quant/training_parameters.ts";
+import { rootMeanSquare } from "../../src/quant/student.ts";
 import { assertClose, forEachTarget, randomArray } from "../_gpu.ts";
-import { awayFromThresholds } from "../_reference_quant.ts";
-
-const NAMES = ["conv", "depthwise", "gemm"] as const;
-const NO_RATES: LearningRates = { weights: 0, weightScales: 0, activationScales: 0, biases: 0 };
-/** Adam's first step at rate factor 1: m / (1 - beta1) is the gradient itself. */
-const FIRST_STEP = [0, 1, 0.1, 0.01, 1, 2, 0];
+import {
+  codes,
+  coveringScales,
+  hostWeights,
+  makeStudent,
+  NO_RATES,
+  withParameters,
+} from "./_training_student.ts";
 
 forEachTarget("TrainingParameters quantizes weights as the host does", async (device) => {
   const student = makeStudent();
@@ -110,6 +102,107 @@ for (const group of GROUPS) {
   );
 }
 
+forEachTarget(
+  "TrainingParameters takes absolute rates in units of each parameter",
+  async (device) => {
+    const student = makeStudent(), before = makeStudent();
+    const rate = 2 ** -10;
+    const rates = {
+      weights: rate,
+      weightScales: rate,
+      activationScales: rate,
+      biases: rate,
+      absolute: true,
+      weightDecay: 0.5,
+    };
+    await withParameters(
+      device,
+      student,
+      { rates },
+      async ({ parameters, forward, step, fill }) => {
+        forward();
+        fill();
+        step();
+        await parameters.store();
+      },
+    );
+    // Adam's first step is the rate, behind a decay by rate * 0.5 of the value
+    const close = { rtol: 2e-3, atol: 0 }; // in float32, of values a thousand times as large
+    const largestStep = (now: ArrayLike<number>, then: ArrayLike<number>, decay = 0) =>
+      Math.max(...Array.from(then, (value, i) => Math.abs(now[i]! - value * (1 - rate * decay))));
+    for (const [name, layer] of student.layers) {
+      const old = before.layers.get(name)!;
+      const scale = old.logScale.reduce((sum, log) => sum + Math.exp(log) / old.logScale.length, 0);
+      const shift = layer.batchNorm?.beta ?? layer.bias!,
+        oldShift = old.batchNorm?.beta ?? old.bias!;
+      const steps = [
+        largestStep(layer.latent.data, old.latent.data, 0.5),
+        largestStep(layer.logScale, old.logScale) * scale,
+        largestStep(shift, oldShift, 0.5),
+        ...(layer.batchNorm ? [largestStep(layer.batchNorm.gamma, old.batchNorm!.gamma)] : []),
+      ];
+      assertClose(steps, steps.map(() => rate), close, name);
+    }
+    const [now, then] = [student, before].map((one) => one.activations.get("r")!.scale) as [
+      number,
+      number,
+    ];
+    assertClose([Math.log(then / now) * then], [rate], close, "scale of r");
+  },
+);
+
+forEachTarget("TrainingParameters leaves the schedule out of constant rates", async (device) => {
+  const half = [0, 0.5, 0.1, 0.01, 1, 2, 0]; // factor 1/2
+  const stepOf = async (constantWeights: boolean) => {
+    const student = makeStudent(), before = makeStudent();
+    const rates = { ...NO_RATES, weights: 2 ** -6, absolute: true, constantWeights };
+    await withParameters(device, student, { rates, state: half }, async (run) => {
+      run.forward();
+      run.fill();
+      run.step();
+      await run.parameters.store();
+    });
+    const old = before.layers.get("gemm")!.latent.data;
+    const moved = student.layers.get("gemm")!.latent.data.map((v, i) => Math.abs(v - old[i]!));
+    return Math.max(...moved);
+  };
+  const steps = [await stepOf(false), await stepOf(true)];
+  assertClose(steps, [2 ** -7, 2 ** -6], { rtol: 1e-3, atol: 0 }, "steps"); // float32 differences
+});
+
+forEachTarget(
+  "TrainingParameters covers latent weights that nothing overwrites",
+  async (device) => {
+    const student = makeStudent(), before = makeStudent();
+    const rates = { ...NO_RATES, weights: 0.1, absolute: true };
+    const options = { rates, weightQuantizer: "minMax" as const };
+    await withParameters(device, student, options, async ({ parameters, forward, step, fill }) => {
+      forward();
+      for (const layer of before.layers.values()) {
+        const w = await device.read(parameters.parameter(layer.weight)!.value);
+        const covered = hostWeights({ ...layer, logScale: coveringScales(layer) });
+        // two logarithms and exponentials in float32 may put a weight on the other side of a tie
+        const step = Math.max(...coveringScales(layer).map(Math.exp));
+        assertClose(w, covered, { rtol: 0, atol: 1.01 * step }, layer.node);
+        const apart = w.filter((value, i) => Math.abs(value - covered[i]!) > 1e-5).length;
+        assert.ok(apart <= 1, `${layer.node}: ${apart} apart`);
+      }
+      await parameters.store();
+      for (const layer of student.layers.values()) {
+        assert.deepEqual(layer.latent, before.layers.get(layer.node)!.latent, layer.node);
+      }
+      fill();
+      step();
+      await parameters.store();
+    });
+    for (const layer of student.layers.values()) {
+      assert.notDeepEqual(layer.latent, before.layers.get(layer.node)!.latent, layer.node);
+      // the scales belong to the weights that are stored; a float32 logarithm
+      assertClose(layer.logScale, coveringScales(layer), { rtol: 1e-6, atol: 1e-6 }, layer.node);
+    }
+  },
+);
+
 forEachTarget("TrainingParameters learns rounding", async (device) => {
   const student = makeStudent(), before = makeStudent();
   const options = {
@@ -181,138 +274,3 @@ forEachTarget("TrainingParameters gives its memory back", async (device) => {
   });
   assert.equal(device.liveBytes, start);
 });
-
-interface Run {
-  readonly parameters: TrainingParameters;
-  /** Quantizes. */
-  readonly forward: () => void;
-  /** Steps the optimizer. */
-  readonly step: () => void;
-  /** Gives every parameter a gradient. */
-  readonly fill: () => void;
-}
-
-async function withParameters(
-  device: Device,
-  student: Student,
-  { weightQuantizer = "lsq", rates = NO_RATES }: {
-    weightQuantizer?: WeightQuantizer;
-    rates?: LearningRates;
-  },
-  test: (run: Run) => Promise<void>,
-): Promise<void> {
-  const values = [...FIRST_STEP, ...Array(STATE_SIZE - FIRST_STEP.length).fill(0)];
-  const state = device.fromArray([STATE_SIZE], values);
-  {
-    using parameters = new TrainingParameters(
-      device,
-      student,
-      NAMES,
-      new Map([["r", 5], ["x", 3]]),
-      state,
-      {
-        rates,
-        weightQuantizer,
-        batchNormMomentum: 0.1,
-        roundingRegularizer: 0,
-        beta1: 0.9,
-        beta2: 0.99,
-      },
-    );
-    using forward = new Plan(device);
-    parameters.recordForward(forward);
-    using step = new Plan(device);
-    parameters.recordStep(step);
-    const fill = () => {
-      for (const layer of student.layers.values()) {
-        const batchNorm = layer.batchNorm && parameters.batchNorm(layer.batchNorm.node);
-        const bias = layer.batchNorm ? undefined : parameters.parameter(layer.biasName!);
-        const all = [parameters.parameter(layer.weight), bias, batchNorm?.gamma, batchNorm?.beta];
-        all.forEach((trainable, i) => {
-          if (trainable === undefined) return;
-          const size = trainable.value.shape.reduce((product, n) => product * n, 1);
-          device.upload(trainable.gradient!, randomArray(20 + i, size));
-        });
-      }
-      const terms = parameters.quantizer("r")!.scaleSums;
-      if (terms) device.upload(terms, [1, 2, 3, -1, 0]);
-      assert.equal(parameters.quantizer("x")!.scaleSums, undefined, "x does not learn");
-    };
-    await test({ parameters, forward: () => forward.replay(), step: () => step.replay(), fill });
-  }
-  device.release(state);
-}
-
-/** A convolution with batch norm, a depthwise one with a grid for each channel, a linear layer with bias. */
-function makeStudent(): Student {
-  const conv = layer("conv", [5, 2, 3, 3], 0, { batchNorm: true });
-  const depthwise = layer("depthwise", [3, 3, 6], 2, {});
-  const gemm = layer("gemm", [3, 7], 0, {});
-  const quantizer = { zeroPoint: 0, quantMin: 0, quantMax: 15, bits: 4 };
-  return new Student([conv, depthwise, gemm], [
-    { tensor: "r", scale: Math.fround(0.37), learned: true, ...quantizer },
-    { tensor: "x", scale: Math.fround(0.11), learned: false, ...quantizer },
-  ]);
-}
-
-function layer(
-  node: string,
-  shape: readonly number[],
-  axis: number,
-  { batchNorm = false }: { batchNorm?: boolean },
-): LayerState {
-  const channels = shape[axis]!;
-  const size = shape.reduce((product, n) => product * n, 1);
-  const logScale = Float32Array.from(randomArray(3, channels), (v) => -2 + 0.2 * v);
-  const drawn = randomArray(size, size, { scale: 0.8 });
-  const inner = axis === 0 ? size / channels : 1;
-  const latent = Float32Array.from(drawn, (value, i) => {
-    const c = Math.floor(i / inner) % channels;
-    return awayFromThresholds([value], Math.exp(logScale[c]!))[0]!;
-  });
-  const vector = (seed: number) => Float32Array.from(randomArray(seed, channels));
-  return {
-    node,
-    weight: `${node}.weight`,
-    biasName: `${node}.bias`,
-    input: "x",
-    latent: ndArray("float32", shape, latent),
-    layout: shape.length === 2 ? linearLayout(shape) : convLayout([channels, 2, 3, 3], 1),
-    axis,
-    bits: 4,
-    logScale,
-    // every third channel has mirrored codes
-    quantMin: Int32Array.from({ length: channels }, (_, c) => c % 3 === 0 ? -7 : -8),
-    quantMax: Int32Array.from({ length: channels }, (_, c) => c % 3 === 0 ? 8 : 7),
-    ...(batchNorm
-      ? {
-        batchNorm: {
-          node: `${node}.bn`,
-          gamma: vector(5),
-          beta: vector(6),
-          mean: vector(7),
-          variance: vector(8).map((v) => v * v + 0.5),
-          epsilon: 1e-5,
-        },
-      }
-      : { bias: vector(4) }),
-  };
-}
-
-function hostWeights(layer: LayerState): Float32Array<ArrayBuffer> {
-  const { logScale, quantMin, quantMax, latent, axis } = layer;
-  const zeroPoint = new Int32Array(logScale.length);
-  const scale = logScale.map(Math.exp);
-  return fakeQuantizeArray(latent, { scale, zeroPoint, quantMin, quantMax }, axis).data;
-}
-
-/** latent / scale of every weight, with its grid. */
-function codes({ latent, logScale, axis, quantMin, quantMax }: LayerState) {
-  const channels = logScale.length;
-  const inner = axis === 0 ? latent.data.length / channels : 1;
-  return Array.from(latent.data, (value, i) => {
-    const c = Math.floor(i / inner) % channels;
-    const scale = Math.exp(logScale[c]!);
-    return { code: value / scale, scale, low: quantMin[c]!, high: quantMax[c]! };
-  });
-}

@@ -6,7 +6,7 @@ import { hessianImportance } from "../importance.ts";
 import { partBetween } from "../inference.ts";
 import { trainNetwork } from "../network_training.ts";
 import type { Method } from "../session.ts";
-import { type Stage, stagesFor } from "../stage.ts";
+import { learningRates, type Stage, stagesFor } from "../stage.ts";
 import { EPTQ } from "../presets.ts";
 
 /** Learns the rounding of the whole network. */
@@ -26,7 +26,7 @@ export const eptq: Method = async (session) => {
     stage: "eptq",
     losses: { tensors, ...(importance && { importance }) },
     steps: stage.steps,
-    rates: stage.rates,
+    rates: learningRates(stage, recipe, stage.batch),
     training: stage,
   });
   for (const { rows } of importance?.values() ?? []) rows[Symbol.dispose]();
