@@ -51,6 +51,7 @@ const COMMAND: CommandFlags = {
     activationBits: "bits",
     seed: "seeds",
   },
+  without: ["dry-run"],
 };
 
 /** Flags as given. */

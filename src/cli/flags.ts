@@ -36,6 +36,8 @@ export interface CommandFlags {
   readonly own?: Readonly<Record<string, { readonly value: string; readonly about: string }>>;
   /** Keys of the recipe that it does not take, and the flag to use instead. */
   readonly instead?: Readonly<Record<string, string>>;
+  /** Switches that it does not take. */
+  readonly without?: readonly string[];
 }
 
 const RECIPE_FLAG = {
@@ -67,16 +69,17 @@ const FIELDS_BY_FLAG: ReadonlyMap<string, RecipeField> = new Map(
  */
 export function parseFlags(
   args: readonly string[],
-  { own: more = {}, instead = {} }: CommandFlags = {},
+  { own: more = {}, instead = {}, without }: CommandFlags = {},
 ): Flags {
   const ownFlags = { ...RECIPE_FLAG, ...more };
+  const known = switchesBut(without);
   const switches = new Set<string>();
   const values = new Map<string, unknown>();
   const own = new Map<string, string>();
   for (let i = 0; i < args.length; i++) {
     const [word, inline] = splitFlag(args[i]!);
     const flag = word === "h" ? "help" : word;
-    if (Object.hasOwn(SWITCHES, flag)) {
+    if (Object.hasOwn(known, flag)) {
       if (inline !== undefined) throw new UsageError(`--${flag}: takes no value`);
       switches.add(flag);
       continue;
@@ -87,7 +90,7 @@ export function parseFlags(
       throw new UsageError(`--${flag}: not taken here, use --${instead[field.key]}`);
     }
     const wanted = ownFlag?.value ?? (field && placeholder(field));
-    if (wanted === undefined) throw unknownFlag(flag, ownFlags);
+    if (wanted === undefined) throw unknownFlag(flag, { ...ownFlags, ...known });
     const value = inline ?? args[++i];
     if (value === undefined || (inline === undefined && value.startsWith("--"))) {
       throw new UsageError(`--${flag}: needs a value, --${flag} ${wanted}`);
@@ -197,7 +200,7 @@ export const EXIT_CODES: readonly string[] = [
  * @param command what the command takes beside the flags that all share
  * @returns a line each
  */
-export function flagLines({ own = {}, instead = {} }: CommandFlags = {}): string[] {
+export function flagLines({ own = {}, instead = {}, without }: CommandFlags = {}): string[] {
   const shared = RECIPE_FIELDS.filter(({ key }) =>
     !Object.hasOwn(instead, key) && !Object.hasOwn(own, flagOf(key))
   );
@@ -212,7 +215,9 @@ export function flagLines({ own = {}, instead = {} }: CommandFlags = {}): string
       `${field.about}${choices(field)} (default ${shownDefault(field)})`,
     ]),
     ...Object.entries(RECIPE_FLAG).map(ownLine),
-    ...Object.entries(SWITCHES).map(([name, about]) => [`--${name}`, `${about} (default off)`]),
+    ...Object.entries(switchesBut(without)).map(([name, about]) => {
+      return [`--${name}`, `${about} (default off)`];
+    }),
   ] as [string, string][];
   const width = Math.max(...rows.map(([flag]) => flag.length));
   return rows.map(([flag, about]) => `  ${flag.padEnd(width)}  ${about}`);
@@ -228,6 +233,10 @@ export function flagOf(key: string): string {
   return key.replace(".", "-").replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
+function switchesBut(without: readonly string[] = []): Readonly<Record<string, string>> {
+  return Object.fromEntries(Object.entries(SWITCHES).filter(([name]) => !without.includes(name)));
+}
+
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
@@ -241,7 +250,7 @@ function splitFlag(word: string): [flag: string, inline: string | undefined] {
 }
 
 function unknownFlag(flag: string, own: object): UsageError {
-  const known = [...FIELDS_BY_FLAG.keys(), ...Object.keys(own), ...Object.keys(SWITCHES)];
+  const known = [...FIELDS_BY_FLAG.keys(), ...Object.keys(own)];
   const near = nearestName(flag, known);
   const hint = near === undefined ? "--help shows them all" : `did you mean --${near}?`;
   return new UsageError(`--${flag}: unknown flag, ${hint}`);

@@ -62,22 +62,24 @@ export function plannedStages(
       return { stage: method, unit, whole: false, steps, likelySteps, batch: size, training };
     });
   const own = stagesFor([BLOCKWISE], recipe)[0]!;
+  // The whole network goes as many inputs at a time as fit.
+  const step = { rates: own.rates, weightQuantizer: own.weightQuantizer };
   switch (method) {
     case "ptq":
       return recipe.weightRounding === "gptq"
         ? units({ ...own, unit: recipe.unit ?? "layer", steps: 0, adaptive: false })
         : [];
     case "joint":
-      return whole("joint", { ...own, steps: recipe.steps ?? JOINT_STEPS });
+      return whole("joint", { ...step, steps: recipe.steps ?? JOINT_STEPS });
     case "qat":
-      return whole("qat", { ...own, steps: recipe.steps ?? qatSteps(clean, batch) });
+      return whole("qat", { ...step, steps: recipe.steps ?? qatSteps(clean, batch) });
     case "eptq":
       return whole("eptq", stagesFor([EPTQ], recipe)[0]!);
     default: {
       const stage = lastStage(method, recipe);
       return [
         ...stagesFor(PRESETS[method].stages, recipe).flatMap(units),
-        ...whole("network", { ...own, steps: recipe.networkSteps ?? stage.steps }),
+        ...whole("network", { ...step, steps: recipe.networkSteps ?? stage.steps }),
       ];
     }
   }

@@ -95,11 +95,17 @@ Deno.test("main() --dry-run prints the plan of the recipe, and writes nothing", 
     assert.deepEqual([seen.length, planned.length], [0, 1]);
     assert.match(stdout, /^blockwise W4A8, a dry run: nothing is made\nnetwork +1 layer, 96 mult/);
     assert.match(stdout, /\nconv +Conv +conv +96 +6 +3 +8\n/);
-    assert.match(stdout, /\nconv +blockwise +1 +96 +200 +200 +10 +weights, scales, biases\n/);
+    assert.match(
+      stdout,
+      /\nconv +blockwise +1 +96 +200 +200 +10 +weights, weight scales, activation scales, biases\n/,
+    );
     assert.match(stdout, /\ntime +about 9 s: calibration 1 s, training 9 s, evaluation 0 s\n/);
     assert.throws(() => Deno.statSync(join(folder, "runs")), Deno.errors.NotFound);
     const json = await runMain([...args, "--json"], folder, { engine });
-    assert.equal(JSON.parse(json.stdout).units[0].trains, "weights, scales, biases");
+    assert.equal(
+      JSON.parse(json.stdout).units[0].trains,
+      "weights, weight scales, activation scales, biases",
+    );
     const wrong = await runMain([...FLAGS, "--dry-run", "--skip-layers", "conf"], folder, {
       engine,
     });

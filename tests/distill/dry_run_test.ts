@@ -97,12 +97,15 @@ Deno.test("describeRun() shows bits, units and what trains, with overrides and f
     ["one one 768 12 8 8", "two two 2048 32  ", "pool fc    6", "fc fc 16 16 8 6"],
   );
   assert.deepEqual(units.map(({ trains, steps }) => [trains, steps]), [
-    ["weights, scales, biases", 200],
+    ["weights, weight scales, activation scales, biases", 200],
     ["", 0],
-    ["weights, scales, biases", 200],
+    ["weights, weight scales, activation scales, biases", 200],
   ]);
   const trains = (changes: Partial<Recipe>) => plan(changes).units.map((unit) => unit.trains);
-  assert.equal(trains({ batchNorm: "live" })[0], "weights, scales, batch norm (live)");
+  assert.equal(
+    trains({ batchNorm: "live" })[0],
+    "weights, weight scales, activation scales, batch norm (live)",
+  );
   assert.equal(trains({ weightQuantizer: "ste" })[1], "weights, activation scales, biases");
   assert.deepEqual(trains({ method: "ptq" }), []);
 });

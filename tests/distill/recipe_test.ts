@@ -159,7 +159,6 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ ...low, absorbBiases: true }), "folded");
   assert.equal(policy({ ...low, method: "qat", migration: 0 }), "folded");
   assert.equal(policy({ ...low, method: "ptq", biasCorrection: "analytic" }), "folded");
-  assert.equal(policy({ ...low, weightGranularity: "tensor" }), "folded");
   assert.equal(policy({ method: "ptq", weightBits: 2, weightGranularity: "tensor" }), "folded");
 });
 
