@@ -67,5 +67,11 @@ export {
   parseRecipe,
   type Recipe,
 } from "./src/distill/recipe.ts";
+export type { ActivationMode, InputMode, UnitLoss } from "./src/distill/stage.ts";
+export type { UnitKind } from "./src/distill/units.ts";
+export type { Optimization } from "./src/distill/training.ts";
+export type { ActivationTrainer } from "./src/quant/activation_parameters.ts";
+export type { WeightQuantizer } from "./src/quant/training_parameters.ts";
+export type { AdamDecay } from "./src/optim/flat_parameters.ts";
 export type { Override, OverrideOperator } from "./src/distill/overrides.ts";
 export type { LayerReport, NetworkReport, Report, SecondsReport } from "./src/distill/report.ts";

@@ -1,5 +1,5 @@
 // A stage of a method: one pass over the units of a network, each trained to give what the teacher's gives. What the
-// published methods differ in are the fields below, so that a method is a row of values (methods/presets.ts); the recipe
+// published methods differ in are the fields below, so that a method is a row of values (presets.ts); the recipe
 // may set most of them by itself.
 import type { ActivationTrainer } from "../quant/activation_parameters.ts";
 import type { LearningRates, WeightQuantizer } from "../quant/training_parameters.ts";

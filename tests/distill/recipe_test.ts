@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { FormatError } from "../../src/core/errors.ts";
 import { stepsFor } from "../../src/distill/block_loop.ts";
-import { nearestName } from "../../src/core/nearest_name.ts";
 import {
   batchNormPolicy,
   checkRecipePart,
