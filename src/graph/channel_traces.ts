@@ -33,6 +33,9 @@ export interface ChannelTrace {
 /** Whether channels may be followed through a node that reads a tensor of this rank. */
 export type Passes = (node: Node, graph: Graph, rank: number) => boolean;
 
+/** A chain of Concat(x, x) has exponentially many. */
+const MOST_WAYS = 1024;
+
 /**
  * Follows the output channels of every layer.
  *
@@ -52,7 +55,12 @@ export function traceChannels(
     let obstacle: string | undefined;
     const start = { tensor: layer.outputs[0]!, first: 0, features: 1, through: [] };
     const open: Way[] = [start];
+    let ways = 0;
     for (let way = open.pop(); way !== undefined; way = open.pop()) {
+      if (++ways > MOST_WAYS) {
+        obstacle = `its channels go more than ${MOST_WAYS} ways`;
+        break;
+      }
       const { tensor } = way;
       if (outputs.has(tensor)) obstacle ??= `"${tensor}" is an output of the network`;
       for (const node of new Set(readers.get(tensor) ?? [])) {

@@ -176,6 +176,19 @@ Deno.test("equalizeLayers() leaves alone, and names, what is no homogeneous way 
   }
 });
 
+Deno.test("equalizeLayers() gives up on exponentially many ways", () => {
+  // Each doubles the channels: 2^16 ways to the end, which would take no time here, but 2^60 are written as easily.
+  const doubling = Array.from({ length: 16 }, (_, i) => {
+    return node("Concat", `c${i} c${i}`, `c${i + 1}`, { axis: 1 });
+  });
+  const nodes = [node("Conv", "x w", "c0"), ...doubling];
+  const graph = makeGraph(["N", 1, 1, 1], nodes, { w: [1, 1, 1, 1] }, { outputs: ["c16"] });
+  assert.match(
+    equalizeLayers(graph).skipped.get("Conv_c0")!,
+    /^its channels go more than 1024 ways/,
+  );
+});
+
 Deno.test("equalizeLayers() leaves channels alone that are zero on one side", () => {
   const wa = uneven(1, [4, 3, 1, 1]) as NdArray<"float32">, wb = uneven(2, [2, 4, 1, 1]);
   wa.data.fill(0, 3, 6);
