@@ -185,9 +185,9 @@ export function recordForward(
     values: new Map(inputs),
     parameter: (name) => ({ value: values.parameter(name) }),
     quantizer: (name) => values.quantizer(name),
-    passThrough: values.passThrough,
     keep,
-    ...(tape && { tape }),
+    // A quantizer of scale 0 lets values pass, but no gradient.
+    ...(tape ? { tape } : { passThrough: values.passThrough }),
   };
   recordSteps(context, fuseLayers(graph, new Set([...values.quantized, ...keep]), shapes));
   return context.values;
