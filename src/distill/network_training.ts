@@ -69,6 +69,7 @@ export type NetworkStep = Pick<
 export async function trainNetwork(session: Session, training: NetworkTraining): Promise<void> {
   const { device, network, samples, student, recipe } = session;
   const { losses, steps, stage } = training;
+  if (steps === 0) return;
   const step = training.training ?? stagesFor([BLOCKWISE], recipe)[0]!;
   const share = partOfActivations(step.activations, steps);
   const most = networkBatch(device, network, samples.clean, session.batch);
