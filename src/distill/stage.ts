@@ -9,8 +9,8 @@ import type { UnitKind } from "./units.ts";
 
 /**
  * Whose activations a unit trains on: the student's; the teacher's, through the quantizers of the student; each element
- * the student's or the teacher's with probability one half (QDrop); or a mini-batch of the student's unless it differs
- * from the teacher's by more than half of its mean square (AMCT).
+ * the student's or the teacher's as it is, with probability one half (QDrop); or the nearer: a mini-batch of the student's
+ * unless it differs from the teacher's, quantized, by more than half of its mean square (AMCT).
  */
 export type InputMode = "student" | "teacher" | "mixed" | "nearest";
 

@@ -102,7 +102,7 @@ export async function trainUnit(
   const weight = device.fromArray([1], [scale], { label: "loss weight" });
   const table = batchTable(samples.train.rows, run.batch, steps, seed);
   using batches = new MiniBatches(device, table, run.batch);
-  using teacherInputs = inputQuantizers(session, unit);
+  using inputGrids = inputQuantizers(session, unit);
   let targetBatch: Tensor | undefined, importanceBatch: Tensor | undefined;
   await train({
     ...run,
@@ -114,21 +114,20 @@ export async function trainUnit(
         from.get(name)!.recordGather(plan, batches, state, name);
       const student = (name: string) => gather(frontiers.student, name);
       const teacher = (name: string) => gather(frontiers.teacher, name);
+      const quantized = (name: string) => {
+        const isFloat = training.activations === "float";
+        const quantizer = isFloat ? undefined : inputGrids.quantizer(name);
+        return fakeQuantizeInput(plan, teacher(name), quantizer);
+      };
       const inputOf = (name: string, i: number): Tensor => {
         if (training.inputMode === "student") return student(name);
-        if (training.inputMode === "teacher") {
-          const quantizer = training.activations === "float"
-            ? undefined
-            : teacherInputs.quantizer(name);
-          return fakeQuantizeInput(plan, teacher(name), quantizer);
-        }
-        const a = student(name), b = teacher(name);
-        const y = plan.tensor(a.shape, name);
+        if (training.inputMode === "teacher") return quantized(name);
+        const a = student(name), y = plan.tensor(a.shape, name);
         if (training.inputMode === "nearest") {
-          plan.run(chooseNearest({ shape: a.shape }, device.target), { a, b, y });
+          plan.run(chooseNearest({ shape: a.shape }, device.target), { a, b: quantized(name), y });
         } else {
           const mix = { shape: a.shape, probability: HALF, stream: MIX_STREAM + i };
-          plan.run(mixTensors(mix), { a, b, state, y });
+          plan.run(mixTensors(mix), { a, b: teacher(name), state, y });
         }
         return y;
       };
