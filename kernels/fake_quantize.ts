@@ -5,16 +5,8 @@
 // x, y: [rows, C]; qparams: [scale, zeroPoint, quantMin, quantMax], one grid for all.
 import { literal } from "./activation.ts";
 import { epilogueSetup, fakeQuantize, maskPadding } from "./epilogue.ts";
-import {
-  type Binding,
-  declareBindings,
-  flatIndex,
-  grid1d,
-  type Kernel,
-  type KernelSequence,
-  padded,
-  type Target,
-} from "./kernel.ts";
+import { flatKernel, read, write } from "./flat_kernel.ts";
+import { type Binding, type Kernel, type KernelSequence, padded, type Target } from "./kernel.ts";
 import { RANDOM_BITS, randomChoice } from "./random.ts";
 import { forEachRow, planChunks, reductionKernel } from "./reduce_partials.ts";
 
@@ -38,20 +30,18 @@ export interface FakeQuantizeSpec {
 export function fakeQuantizeForward(spec: FakeQuantizeSpec, _target: Target): Kernel {
   const { rows, channels, share } = spec;
   const quads = padded(channels) / 4, total = rows * quads;
-  const bindings = [...reads("x", "qparams", ...stateOf(spec)), ...writes("y")];
-  const code = /* wgsl */ `${declareBindings(bindings, { state: "f32" })}
-${declarationsOf(share)}
-${ENTRY_POINT} {
-  let i = ${flatIndex(64)};
-  if (i >= ${total}u) { return; }
-  ${epilogueSetup({ fakeQuantize: true })}
+  return flatKernel({
+    label: `fake_quantize ${rows}x${channels}`,
+    size: total,
+    bindings: [read("x"), read("qparams"), ...stateOf(spec), write("y")],
+    types: { state: "f32" },
+    declarations: declarationsOf(share),
+    body: `${epilogueSetup({ fakeQuantize: true })}
   let value = x[i];
   let on_grid = ${fakeQuantize("value")};
   ${shareOf(share)}
-  y[i] = ${maskPadding(blend(share, "value", "on_grid"), `i % ${quads}u`, channels)};
-}
-`;
-  return { label: `fake_quantize ${rows}x${channels}`, code, bindings, grid: grid1d(total, 64) };
+  y[i] = ${maskPadding(blend(share, "value", "on_grid"), `i % ${quads}u`, channels)};`,
+  });
 }
 
 /**
@@ -66,18 +56,22 @@ export function fakeQuantizeBackward(spec: FakeQuantizeSpec, target: Target): Ke
   const { rows, channels, share } = spec;
   const quads = padded(channels) / 4;
   const plan = planChunks(rows, quads, target);
-  const bindings = [
-    ...reads("x", "qparams", ...stateOf(spec), "dy"),
-    ...writes("dx", "partials"),
-  ];
   const label = `fake_quantize_backward ${rows}x${channels}`;
-  const code = /* wgsl */ `${declareBindings(bindings, { state: "f32" })}
-${declarationsOf(share)}
-${ENTRY_POINT} {
-  let id = ${flatIndex(64)};
-  if (id >= ${plan.chunks * quads}u) { return; }
-  let channel = id % ${quads}u;
-  let chunk = id / ${quads}u;
+  const sums = flatKernel({
+    label,
+    size: plan.chunks * quads,
+    bindings: [
+      read("x"),
+      read("qparams"),
+      ...stateOf(spec),
+      read("dy"),
+      write("dx"),
+      write("partials"),
+    ],
+    types: { state: "f32" },
+    declarations: declarationsOf(share),
+    body: `let channel = i % ${quads}u;
+  let chunk = i / ${quads}u;
   ${epilogueSetup({ fakeQuantize: true })}
   let scale = grid.x;
   let lo = grid.z - grid.y;
@@ -85,9 +79,9 @@ ${ENTRY_POINT} {
   var sum_scale = vec4f(0.0);
   var sum_zero_point = vec4f(0.0);
   ${
-    forEachRow(
-      plan,
-      `let i = row * ${quads}u + channel;
+      forEachRow(
+        plan,
+        `let i = row * ${quads}u + channel;
     let v = x[i] / scale;
     let g = ${maskPadding("dy[i]", "channel", channels)};
     ${shareOf(share)}
@@ -98,15 +92,14 @@ ${ENTRY_POINT} {
     let clipped = select(through, vec4f(0.0), inside);
     sum_zero_point -= clipped * scale;
     dx[i] = g - clipped;`,
-    )
-  }
+      )
+    }
   partials[(chunk * 2u) * ${quads}u + channel] = sum_scale;
-  partials[(chunk * 2u + 1u) * ${quads}u + channel] = sum_zero_point;
-}
-`;
+  partials[(chunk * 2u + 1u) * ${quads}u + channel] = sum_zero_point;`,
+  });
   const reduce = reductionKernel({
     label: `${label} reduce`,
-    bindings: [...reads("partials"), ...writes("scale_sums", "zero_point_sums")],
+    bindings: [read("partials"), write("scale_sums"), write("zero_point_sums")],
     chunks: plan.chunks,
     stride: 2 * quads,
     offsets: [0, quads],
@@ -114,13 +107,13 @@ ${ENTRY_POINT} {
     finish: "scale_sums[o] = value0;\n  zero_point_sums[o] = value1;",
   }, target);
   return {
-    kernels: [{ label, code, bindings, grid: grid1d(plan.chunks * quads, 64) }, reduce],
+    kernels: [sums, reduce],
     temporaries: { partials: plan.chunks * 2 * quads * 4 },
   };
 }
 
-function stateOf({ share }: FakeQuantizeSpec): string[] {
-  return share ? ["state"] : [];
+function stateOf({ share }: FakeQuantizeSpec): Binding[] {
+  return share ? [read("state")] : [];
 }
 
 function declarationsOf(share: QuantizedShare | undefined): string {
@@ -142,16 +135,4 @@ function blend(share: QuantizedShare | undefined, without: string, full: string)
   return share.kind === "random"
     ? `select(${without}, ${full}, quantized)`
     : `mix(${without}, ${full}, vec4f(quantized))`;
-}
-
-const ENTRY_POINT = `@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u,
-    @builtin(local_invocation_index) local: u32)`;
-
-function reads(...names: readonly string[]): Binding[] {
-  return names.map((name) => ({ name, access: "read" }));
-}
-
-function writes(...names: readonly string[]): Binding[] {
-  return names.map((name) => ({ name, access: "read_write" }));
 }
