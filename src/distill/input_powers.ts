@@ -8,6 +8,7 @@ import { rowsAndChannels } from "../ops/context.ts";
 import type { RowSet } from "./frontier.ts";
 import type { NetworkValues } from "./inference.ts";
 import type { Network } from "./network.ts";
+import { layerInputs } from "./observe_inputs.ts";
 import { type PassOptions, TeacherPass, type TensorObserver } from "./teacher_pass.ts";
 
 /** [C]: E[x^2] of each channel, by tensor name. */
@@ -33,8 +34,7 @@ export async function inputPowers(
   images: RowSet,
   options: PassOptions,
 ): Promise<InputPowers> {
-  const layers = network.teacher.graph.nodes.filter(({ name }) => network.weightBits.has(name));
-  const tensors = [...new Set(layers.map((node) => node.inputs[0]!))];
+  const tensors = layerInputs(network);
   const shapes = tensors.map((name) => rowsAndChannels(network.teacher.shapes.get(name)!));
   const sums = shapes.map(({ channels }, i) =>
     device.tensor([channels], { label: `power ${tensors[i]}` })
