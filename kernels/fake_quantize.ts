@@ -1,7 +1,8 @@
-// Fake quantization of an activation on its own, where training quantizes only a part of it:
+// Fake quantization of an activation on its own, where training quantizes only a part of it or has a gradient of its own:
 //   y = x + k (Q(x) - x),  Q(x) = scale * (clamp(round(x / scale) + zeroPoint, quantMin, quantMax) - zeroPoint)
 // with k = 1; or 1 or 0 at random for each element (QDrop, Wei et al. 2022); or growing from 0 to 1 over the steps
-// (gradual quantization, EPTQ, Gordon et al. 2023). Gradients: LSQ (Esser 2020), zero points as in LSQ+ (Bhalgat 2020).
+// (gradual quantization, EPTQ, Gordon et al. 2023). Gradients: LSQ (Esser 2020), zero points as in LSQ+ (Bhalgat 2020);
+// of clipped values only (PACT, Choi et al. 2018); scaled element by element (EWGS, Lee, Kim, Ham 2021).
 // x, y: [rows, C]; qparams: [scale, zeroPoint, quantMin, quantMax], one grid for all.
 import { literal } from "./activation.ts";
 import { epilogueSetup, fakeQuantize, maskPadding } from "./epilogue.ts";
@@ -17,6 +18,13 @@ export type QuantizedShare =
   /** Every element by (t + 1) / steps in step t. */
   | { readonly kind: "gradual"; readonly steps: number };
 
+/** How a quantizer's gradient differs from LSQ's. */
+export type QuantizerGradient =
+  /** The scale has the gradient of clipped values only, as a bound has in PACT. */
+  | { readonly kind: "clipped" }
+  /** What passes the rounding is multiplied by 1 + delta sign(g) (v - round(v)) / (quantMax - quantMin) (EWGS, eq. 5). */
+  | { readonly kind: "scaled"; readonly delta: number };
+
 /** A tensor that is quantized. */
 export interface FakeQuantizeSpec {
   /** Product of all axes but the last. */
@@ -24,6 +32,8 @@ export interface FakeQuantizeSpec {
   readonly channels: number;
   /** Everything by default. */
   readonly share?: QuantizedShare;
+  /** LSQ's by default. */
+  readonly gradient?: QuantizerGradient;
 }
 
 /** Bindings: x, qparams, with a share also state (read), y (write). */
@@ -47,7 +57,9 @@ export function fakeQuantizeForward(spec: FakeQuantizeSpec, _target: Target): Ke
 /**
  * With v = x / scale, lo = quantMin - zeroPoint, hi = quantMax - zeroPoint, inside = lo < v < hi:
  * dx = dy * (1 - k + k * inside), dscale = sum(dy * k * (round(v) - v inside, lo below, hi above)),
- * dzeroPoint = sum(-dy * k * scale outside).
+ * dzeroPoint = sum(-dy * k * scale outside). Clipped: inside gives the scale 0. Scaled, with
+ * p = k * (1 + delta * sign(dy) * (v - round(v)) / (quantMax - quantMin)) inside: dx = dy * (1 - k + p), and dscale has
+ * dy * (k * round(v) - p * v) inside.
  *
  * Bindings: x, qparams, with a share also state, dy (read), dx, scale_sums, zero_point_sums (write, [C]: a gradient is
  * the sum over the channels).
@@ -88,10 +100,9 @@ export function fakeQuantizeBackward(spec: FakeQuantizeSpec, target: Target): Ke
     let through = ${blend(share, "vec4f(0.0)", "g")};
     let inside = (v > vec4f(lo)) & (v < vec4f(hi));
     let outside = select(vec4f(lo), vec4f(hi), v >= vec4f(hi));
-    sum_scale += through * select(outside, round(v) - v, inside);
     let clipped = select(through, vec4f(0.0), inside);
     sum_zero_point -= clipped * scale;
-    dx[i] = g - clipped;`,
+    ${passInside(spec.gradient)}`,
       )
     }
   partials[(chunk * 2u) * ${quads}u + channel] = sum_scale;
@@ -110,6 +121,19 @@ export function fakeQuantizeBackward(spec: FakeQuantizeSpec, target: Target): Ke
     kernels: [sums, reduce],
     temporaries: { partials: plan.chunks * 2 * quads * 4 },
   };
+}
+
+/** WGSL of what the values inside give to the scale and to dx. */
+function passInside(gradient: QuantizerGradient | undefined): string {
+  if (gradient?.kind !== "scaled") {
+    const inner = gradient ? "vec4f(0.0)" : "round(v) - v";
+    return `sum_scale += through * select(outside, ${inner}, inside);
+    dx[i] = g - clipped;`;
+  }
+  return `let rest = (v - round(v)) / (hi - lo);
+    let more = select(vec4f(0.0), through * sign(g) * rest * ${literal(gradient.delta)}, inside);
+    sum_scale += through * select(outside, round(v) - v, inside) - more * v;
+    dx[i] = g - clipped + more;`;
 }
 
 function stateOf({ share }: FakeQuantizeSpec): Binding[] {

@@ -10,13 +10,19 @@ export const STATE_SIZE = 16;
 /** Where the seed is in it. */
 export const STATE_SEED = 7;
 
+/**
+ * Factor of the learning rates in step t: "cosine" (1 + cos(pi t / steps)) / 2; "step" 1, a tenth from half of the steps
+ * on and a hundredth from three quarters on; "constant" 1.
+ */
+export type Schedule = "cosine" | "step" | "constant";
+
 /** How the state follows from the step number t = 0 .. steps - 1. */
 export interface ScheduleSpec {
   readonly steps: number;
   /** Steps of linear warm-up; 0 is as 1. */
   readonly warmupSteps: number;
-  /** Factor after warm-up: "cosine" (1 + cos(pi t / steps)) / 2, "constant" 1. */
-  readonly schedule: "cosine" | "constant";
+  /** Factor after warm-up. */
+  readonly schedule: Schedule;
   /** Decay of Adam's first moment. */
   readonly beta1: number;
   /** Decay of Adam's second moment. */
@@ -41,10 +47,14 @@ export function advanceSchedule(spec: ScheduleSpec, _target: Target): Kernel {
   const warmup = Math.max(1, spec.warmupSteps);
   const roundingStart = spec.roundingWarmup * steps;
   const roundingSteps = Math.max(1, steps - roundingStart);
-  const factor = schedule === "constant"
-    ? "1.0"
+  const after = (part: number, factor: string) =>
+    `select(1.0, ${factor}, t >= ${literal(part * steps)})`;
+  const factor = {
+    constant: "1.0",
+    step: `${after(0.5, "0.1")} * ${after(0.75, "0.1")}`,
     // (1 + cos(pi t / n)) / 2 = sin^2(pi (n - t) / 2n): no cancellation near the end.
-    : `square(sine(${literal(Math.PI / (2 * steps))} * max(0.0, ${literal(steps)} - t)))`;
+    cosine: `square(sine(${literal(Math.PI / (2 * steps))} * max(0.0, ${literal(steps)} - t)))`,
+  }[schedule];
   return {
     label: `advance_schedule ${schedule} ${steps}`,
     bindings: [{ name: "state", access: "read_write" }],

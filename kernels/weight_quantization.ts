@@ -1,6 +1,7 @@
 // Fake quantization of all weights of a block in one dispatch, with learned scales (LSQ, Esser 2020) in log space:
 // scale = exp(log_scale), w = clamp(round(latent / scale), quantMin, quantMax) * scale, one scale an output channel.
 // Latent weights and log-scales live in the flat `parameters` buffer; a table says where each row is.
+import { literal } from "./activation.ts";
 import {
   type Binding,
   COMPONENTS,
@@ -64,6 +65,12 @@ export interface WeightQuantizationSpec {
   readonly rows: number;
 }
 
+/** As {@linkcode WeightQuantizationSpec}, with what the gradient is scaled by. */
+export interface WeightGradientSpec extends WeightQuantizationSpec {
+  /** delta of EWGS (Lee, Kim, Ham 2021); 0, the default, is LSQ. */
+  readonly delta?: number;
+}
+
 /**
  * Sets each row's scale to the smallest that clips none of its weights: max(latent / quantMax, latent / quantMin), where
  * a bound of 0 counts as 1. A row of zeros keeps its scale.
@@ -116,12 +123,17 @@ export function quantizeWeights(spec: WeightQuantizationSpec, target: Target): K
 }
 
 /**
- * With v = latent / scale, q = clamp(round(v), quantMin, quantMax), inside = quantMin - 1/2 < v < quantMax + 1/2:
- * dL/dlatent = dw * inside, dL/dlog_scale = scale * sum(dw * (q - v * inside)).
+ * With v = latent / scale, q = clamp(round(v), quantMin, quantMax), inside = quantMin - 1/2 < v < quantMax + 1/2 and
+ * p = inside * (1 + delta * sign(dw) * (v - q) / (quantMax - quantMin)):
+ * dL/dlatent = dw * p, dL/dlog_scale = scale * sum(dw * (q - v * p)).
  *
  * Bindings: parameters, dw (read), rows (read, u32), gradients (write, f32: the rows' weights and log-scales only).
  */
-export function quantizeWeightsBackward(spec: WeightQuantizationSpec, target: Target): Kernel {
+export function quantizeWeightsBackward(spec: WeightGradientSpec, target: Target): Kernel {
+  const { delta = 0 } = spec;
+  const scaling = delta === 0
+    ? "g"
+    : `g + abs(g) * (v - q) / max(hi - lo, vec4f(1.0)) * ${literal(delta)}`;
   return rowKernel({
     label: `quantize_weights_backward ${spec.rows}`,
     rows: spec.rows,
@@ -136,8 +148,9 @@ export function quantizeWeightsBackward(spec: WeightQuantizationSpec, target: Ta
       let v = parameters[at] / scale;
       let g = dw[output + i * stride];
       let inside = (v > lo - 0.5) & (v < hi + 0.5);
-      sum += g * (clamp(round(v), lo, hi) - select(vec4f(0.0), v, inside));
-      let d = select(vec4f(0.0), g, inside);
+      let q = clamp(round(v), lo, hi);
+      let d = select(vec4f(0.0), ${scaling}, inside);
+      sum += g * q - d * v;
       ${storeFloats("at", "d")}`,
     finish: `let terms = sum * scale;
     if (lanes) {

@@ -34,6 +34,21 @@ export interface CalibrationOptions extends PassOptions, ObserverOptions {
 }
 
 /**
+ * What of the options a recipe decides.
+ *
+ * @param recipe complete
+ * @returns observer, its settings and the grid
+ */
+export function observerOf(recipe: Recipe): Omit<CalibrationOptions, keyof PassOptions> {
+  return {
+    observer: recipe.activationObserver,
+    grid: recipe.activationGrid,
+    percentile: recipe.activationPercentile,
+    p: recipe.activationExponent,
+  };
+}
+
+/**
  * Observes the teacher's activations and chooses a quantizer for each.
  *
  * @param device where to run

@@ -57,13 +57,11 @@ function layerState(
   const latent = graph.initializers.get(weight) as NdArray<"float32">;
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
-  const power = powers.get(node.inputs[0]!);
-  const qparams = weightQParams(latent, axis, bits, recipe, power);
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
   const batchNorm = network.batchNorms.get(node.name);
-  return {
+  const layer = {
     node: node.name,
     weight,
     ...(biasName !== "" && { biasName }),
@@ -71,12 +69,38 @@ function layerState(
     latent,
     layout,
     axis,
-    bits,
-    logScale: qparams.scale.map(Math.log),
-    quantMin: qparams.quantMin,
-    quantMax: qparams.quantMax,
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
+  return searchGrid(layer, bits, recipe, powers);
+}
+
+/** A layer without its grid. */
+type LayerWithoutGrid = Omit<LayerState, "bits" | "logScale" | "quantMin" | "quantMax">;
+
+/**
+ * Puts a layer on the best grid of its weights.
+ *
+ * @param layer its grid, if it has one, is not looked at
+ * @param bits of the grid
+ * @param recipe grid, observer and granularity of the weights
+ * @param powers mean squares of the layers' inputs, which observer "hessian" needs
+ * @returns the layer on the grid
+ */
+export function searchGrid(
+  layer: LayerWithoutGrid,
+  bits: number,
+  recipe: WeightRecipe,
+  powers: InputPowers = new Map(),
+): LayerState {
+  const power = powers.get(layer.input);
+  const { scale, quantMin, quantMax } = weightQParams(
+    layer.latent,
+    layer.axis,
+    bits,
+    recipe,
+    power,
+  );
+  return { ...layer, bits, logScale: scale.map(Math.log), quantMin, quantMax };
 }
 
 /** Scales and grids of a layer's output channels; of one for the whole layer, every channel has a copy. */

@@ -6,7 +6,7 @@ import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/
 import type { Split } from "../data/sampler.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
-import { calibrate } from "./calibrate.ts";
+import { calibrate, observerOf } from "./calibrate.ts";
 import { createStudent } from "./create_student.ts";
 import { agreement, layerEnds, measureLayers, predict, topClasses } from "./evaluate.ts";
 import { type Residence, RowSet } from "./frontier.ts";
@@ -18,6 +18,7 @@ import type { Network } from "./network.ts";
 import { copiesFor } from "./presets.ts";
 import { prepareRun } from "./prepare_run.ts";
 import { parseRecipe, type Recipe } from "./recipe.ts";
+import { reestimateBatchNorm } from "./reestimate_batch_norm.ts";
 import { type LayerReport, type Report, VERSION } from "./report.ts";
 import type { Progress, Samples, Session } from "./session.ts";
 import { augmentedCopies } from "./augmentation.ts";
@@ -113,10 +114,7 @@ async function run(
   onProgress({ stage: "calibrate", done: 0, total });
   const activations = await calibrate(device, network, teacher, samples.train, {
     ...observed,
-    observer: recipe.activationObserver,
-    grid: recipe.activationGrid,
-    percentile: recipe.activationPercentile,
-    p: recipe.activationExponent,
+    ...observerOf(recipe),
   });
   const powers = recipe.weightObserver === "hessian"
     ? await inputPowers(device, network, teacher, samples.train, observed)
@@ -143,6 +141,7 @@ async function run(
     rolledBack,
   };
   await METHODS[recipe.method](session);
+  if (recipe.reestimateBatchNorm) await reestimateBatchNorm(session);
   const after = await measureLayers(device, network, teacher, student, judged);
   const frozen = student.freeze(network.folded);
   samples.train[Symbol.dispose]();

@@ -154,6 +154,8 @@ function unitsOfRecipe(
 ): Block[] {
   const kind = method in PRESETS
     ? unit ?? PRESETS[method as PresetName].stages[0]!.unit
+    : method === "qat"
+    ? unit ?? "block"
     : method === "ptq" && weightRounding === "gptq"
     ? unit ?? "layer"
     : undefined;

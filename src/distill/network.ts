@@ -110,6 +110,17 @@ export function withWeights(network: Network, folded: Graph, statistics: Statist
   return { ...network, folded, teacher, trained: teacher, statistics };
 }
 
+/**
+ * The network with other bits.
+ *
+ * @param network the network
+ * @param bits bits of the quantizers
+ * @returns a copy that shares the graphs
+ */
+export function withBits(network: Network, bits: BitWidths): Network {
+  return { ...network, ...assignBits(network.teacher, bits) };
+}
+
 /** Shapes of a channels-last graph for a batch: every activation has the batch as its first size. */
 export function shapesForBatch(
   { graph, shapes }: ChannelsLastGraph,

@@ -4,7 +4,7 @@ import type { Device } from "../gpu/device.ts";
 import { stepsFor } from "./block_loop.ts";
 import { JOINT_STEPS } from "./methods/joint.ts";
 import { lastStage } from "./methods/reconstruct.ts";
-import { qatSteps } from "./methods/qat.ts";
+import { qatPlan } from "./methods/qat.ts";
 import type { Network } from "./network.ts";
 import { networkBatch } from "./network_training.ts";
 import type { PreparedRun } from "./prepare_run.ts";
@@ -53,13 +53,13 @@ export function plannedStages(
     const unit = wholeNetwork(network.teacher.graph);
     return [{ stage, unit, whole: true, steps, likelySteps: steps, batch: size, training }];
   };
-  const units = (training: Stage): PlannedStage[] =>
+  const units = (training: Stage, stage: string = method): PlannedStage[] =>
     unitsOf(network.teacher, training.unit, recipe.groups).map((unit) => {
       const { steps } = training;
       const judged = training.adaptive && split.heldOut.length > 0;
       const likelySteps = judged ? stepsFor(steps, likelyError(network, unit)) : steps;
       const size = Math.min(batch, training.batch, trainRows);
-      return { stage: method, unit, whole: false, steps, likelySteps, batch: size, training };
+      return { stage, unit, whole: false, steps, likelySteps, batch: size, training };
     });
   const own = stagesFor([BLOCKWISE], recipe)[0]!;
   // The whole network goes as many inputs at a time as fit.
@@ -71,15 +71,21 @@ export function plannedStages(
         : [];
     case "joint":
       return whole("joint", { ...step, steps: recipe.steps ?? JOINT_STEPS });
-    case "qat":
-      return whole("qat", { ...step, steps: recipe.steps ?? qatSteps(clean, batch) });
+    case "qat": {
+      const { rounds, blocks, networkSteps } = qatPlan(recipe, clean, batch);
+      const round = [
+        ...(blocks.steps > 0 ? units(blocks, "blockwise") : []),
+        ...whole("qat", { ...step, steps: networkSteps }),
+      ];
+      return Array.from({ length: rounds }, () => round).flat();
+    }
     case "eptq":
       return whole("eptq", stagesFor([EPTQ], recipe)[0]!);
     default: {
-      const stage = lastStage(method, recipe);
+      const last = lastStage(method, recipe);
       return [
-        ...stagesFor(PRESETS[method].stages, recipe).flatMap(units),
-        ...whole("network", { ...step, steps: recipe.networkSteps ?? stage.steps }),
+        ...stagesFor(PRESETS[method].stages, recipe).flatMap((stage) => units(stage)),
+        ...whole("network", { ...step, steps: recipe.networkSteps ?? last.steps }),
       ];
     }
   }

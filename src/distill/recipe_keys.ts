@@ -59,9 +59,9 @@ export interface Recipe {
   readonly samples: number;
   /** Fraction of them held out to accept or roll back a unit. */
   readonly heldOut: number;
-  /** Training steps of a unit; `null` = the method's own. */
+  /** Training steps of a unit, before the network's in method `qat`; `null` = the method's own. */
   readonly steps: number | null;
-  /** Whole-network steps behind the units; `null` = chosen by the bits. */
+  /** Whole-network steps behind the units; `null` = the method's own. */
   readonly networkSteps: number | null;
   /** Inputs of one training step; `null` = the method's own. */
   readonly batchSize: number | null;
@@ -123,6 +123,14 @@ export interface Recipe {
   readonly loss: UnitLoss["kind"] | null;
   /** Of the learning rates; `null` = the method's own. */
   readonly schedule: Optimization["schedule"] | null;
+  /** Part of the steps in which the learning rates rise; `null` = the method's own. */
+  readonly warmup: number | null;
+  /** Of whole-network training in method `qat`; `null` = Adam. */
+  readonly optimizer: "adam" | "sgd" | null;
+  /** Bits that method `qat` trains with before its own, from many to few. */
+  readonly progressive: readonly number[];
+  /** Whether batch norm's statistics are measured anew with the trained integers. */
+  readonly reestimateBatchNorm: boolean;
   /** Whether a unit that got worse on held-out inputs is put back; `null` = the method's own. */
   readonly rollBack: boolean | null;
   /** Augmented copies of the calibration inputs. */

@@ -104,6 +104,8 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
         "undo, expected one of the two",
     };
   }
+  const training = trainingProblem(recipe);
+  if (training !== undefined) return training;
   const folded = foldedOnly(recipe);
   if (folded !== undefined && (recipe.batchNorm === "live" || recipe.batchNorm === "frozen")) {
     return {
@@ -111,6 +113,32 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail:
         `found "${recipe.batchNorm}" with ${folded}, which works on weights with batch norm ` +
         "folded in, expected auto or folded",
+    };
+  }
+  return undefined;
+}
+
+/** Rules of the keys that say how a network trains. */
+function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
+  const { method, optimizer, progressive, weightBits, activationBits } = recipe;
+  if (method !== "qat" && optimizer === "sgd") {
+    return { key: "optimizer", detail: `found "sgd" with method "${method}", expected qat` };
+  }
+  if (method !== "qat" && progressive.length > 0) {
+    return { key: "progressive", detail: `found bits with method "${method}", expected qat` };
+  }
+  const last = Math.min(weightBits, activationBits);
+  const falls = [...progressive, last].every((bits, i, all) => i === 0 || bits < all[i - 1]!);
+  if (!falls) {
+    return {
+      key: "progressive",
+      detail: `found ${progressive.join(", ")}, expected ever fewer bits, all more than ${last}`,
+    };
+  }
+  if (recipe.reestimateBatchNorm && batchNormPolicy(recipe) === "folded") {
+    return {
+      key: "reestimateBatchNorm",
+      detail: 'batch norm is folded, expected "batchNorm" to be live or frozen',
     };
   }
   return undefined;

@@ -51,9 +51,11 @@ const globalSchema = z.strictObject({
   heldOut: z.number().min(0).max(0.5).default(0.125)
     .describe("fraction of them held out to accept or roll back a unit"),
   steps: z.int().min(0).nullable().default(null)
-    .describe("training steps of a unit; null = the method's own"),
+    .describe(
+      "training steps of a unit, before the network's in method \"qat\"; null = the method's own",
+    ),
   networkSteps: z.int().min(0).nullable().default(null)
-    .describe("whole-network steps behind the units; null = chosen by the bits"),
+    .describe("whole-network steps behind the units; null = the method's own"),
   batchSize: z.int().min(1).max(4096).nullable().default(null)
     .describe("inputs of one training step; null = the method's own"),
   learningRate: z.number().positive().nullable().default(null)
@@ -73,11 +75,14 @@ const globalSchema = z.strictObject({
     .describe(
       'how the weights\' codes start; "gptq" = later weights make up for each rounding error',
     ),
-  weightQuantizer: z.enum(["lsq", "ste", "minMax", "softRounding"]).nullable().default(null)
-    .describe("how weights are quantized while they train; null = the method's own"),
-  activationQuantizer: z.enum(["lsq", "range"]).nullable().default(null)
-    .describe(
-      "what of an activation's grid is learned: its scale, or both ends; null = the method's own",
+  weightQuantizer: z.enum(["lsq", "ewgs", "ste", "minMax", "dorefa", "softRounding"]).nullable()
+    .default(null).describe(
+      "how weights are quantized while they train; null = the method's own",
+    ),
+  activationQuantizer: z.enum(["lsq", "lsqPlus", "pact", "ewgs", "dorefa", "range"]).nullable()
+    .default(null).describe(
+      "what of an activation's grid is learned: its scale (lsq, ewgs), zero point too (lsqPlus), the upper end (pact), " +
+        "both ends (range), nothing (dorefa); null = the method's own",
     ),
   activationTraining: z.enum(["quantized", "float", "dropped", "gradual"]).nullable()
     .default(null).describe(
@@ -91,8 +96,23 @@ const globalSchema = z.strictObject({
     ),
   loss: z.enum(["power", "fisher", "hessian"]).nullable().default(null)
     .describe("the error of a unit's output that is minimized; null = the method's own"),
-  schedule: z.enum(["cosine", "constant"]).nullable().default(null)
-    .describe("of the learning rates; null = the method's own"),
+  schedule: z.enum(["cosine", "step", "constant"]).nullable().default(null)
+    .describe(
+      "of the learning rates; step = a tenth from half of the steps on, a hundredth from three quarters on; " +
+        "null = the method's own",
+    ),
+  warmup: z.number().min(0).max(1).nullable().default(null)
+    .describe("part of the steps in which the learning rates rise; null = the method's own"),
+  optimizer: z.enum(["adam", "sgd"]).nullable().default(null)
+    .describe(
+      'of whole-network training in method "qat"; sgd = with Nesterov momentum, rates not relative; null = adam',
+    ),
+  progressive: z.array(z.int().min(3).max(8)).default([])
+    .describe('bits that method "qat" trains with before its own, from many to few, such as 4,3'),
+  reestimateBatchNorm: z.boolean().default(false)
+    .describe(
+      "measure the statistics of batch norm anew with the trained integers; needs batch norm that is not folded",
+    ),
   rollBack: z.boolean().nullable().default(null)
     .describe("put a unit back that got worse on held-out inputs; null = the method's own"),
   activationObserver: z.enum([

@@ -101,6 +101,7 @@ export function stagesFor(stages: readonly Stage[], recipe: Recipe): Stage[] {
       optimization: {
         ...stage.optimization,
         ...(recipe.schedule && { schedule: recipe.schedule }),
+        ...(recipe.warmup !== null && { warmup: recipe.warmup }),
       },
       steps: own,
       adaptive: stage.adaptive && recipe.steps === null,

@@ -3,7 +3,13 @@
 // what the losses are.
 import { binaryForward } from "../../kernels/elementwise.ts";
 import { meanSquaredError, type MeanSquaredErrorSpec } from "../../kernels/mse.ts";
-import { advanceSchedule, finishStep, STATE_SEED, STATE_SIZE } from "../../kernels/schedule.ts";
+import {
+  advanceSchedule,
+  finishStep,
+  type Schedule,
+  STATE_SEED,
+  STATE_SIZE,
+} from "../../kernels/schedule.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
 import type { TileStorage } from "../../kernels/tile_storage.ts";
 import { Tape } from "../autograd/tape.ts";
@@ -25,7 +31,7 @@ import {
 } from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { ActivationTrainer, PartialQuantization } from "../quant/activation_parameters.ts";
-import type { AdamDecay } from "../optim/flat_parameters.ts";
+import type { OptimizerSettings } from "../optim/flat_parameters.ts";
 import type { Student } from "../quant/student.ts";
 import {
   type LearningRates,
@@ -63,9 +69,9 @@ export interface TensorError {
 }
 
 /** How parameters are stepped, whatever they are. */
-export interface Optimization extends AdamDecay {
+export interface Optimization extends OptimizerSettings {
   /** Of the learning rates. */
-  readonly schedule: "cosine" | "constant";
+  readonly schedule: Schedule;
   /** Part of the steps in which the rates rise to their full height. */
   readonly warmup: number;
   /** Learned rounding (AdaRound): weight of its regulariser, when that starts, and its exponent. */
@@ -148,6 +154,8 @@ export interface TrainingRun extends TrainingLoop {
   readonly activationQuantizer?: ActivationTrainer;
   /** Part of the activations that is quantized; null leaves them float, and everything is the default. */
   readonly quantizedShare?: PartialQuantization | null;
+  /** Part of a batch's statistics in the running ones; 0.05 by default. */
+  readonly batchNormMomentum?: number;
 }
 
 /** A loss or weight stopped being a finite number. */
@@ -207,18 +215,21 @@ export interface ParametersOfStep {
 function studentParameters(run: TrainingRun): ParametersOfStep {
   const { device, student, part } = run;
   const made = new Set(part.nodes.flatMap((node) => node.outputs));
-  const activations = new Map<string, number>();
+  const activations = new Map<string, number>(), features = new Map<string, number>();
   for (const tensor of student.activations.keys()) {
-    if (made.has(tensor)) {
-      activations.set(tensor, rowsAndChannels(part.source.shapes.get(tensor) ?? []).channels);
-    }
+    if (!made.has(tensor)) continue;
+    const { rows, channels } = rowsAndChannels(part.source.shapes.get(tensor) ?? []);
+    activations.set(tensor, channels);
+    features.set(tensor, rows * channels);
   }
-  const { beta1, beta2, rounding } = run.optimization ?? OPTIMIZATION;
+  const { optimizer = "adam", beta1, beta2, rounding } = run.optimization ?? OPTIMIZATION;
   const options = {
     rates: run.rates,
     weightQuantizer: run.weightQuantizer,
     activationQuantizer: run.activationQuantizer ?? "lsq",
-    batchNormMomentum: BATCH_NORM_MOMENTUM,
+    features,
+    optimizer,
+    batchNormMomentum: run.batchNormMomentum ?? BATCH_NORM_MOMENTUM,
     roundingRegularizer: rounding.regularizer,
     ...(run.quantizedShare !== undefined && { quantizedShare: run.quantizedShare }),
     beta1,

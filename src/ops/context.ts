@@ -1,6 +1,6 @@
 // What an operator needs to record itself: where kernels go, the tensors made so far, parameters, quantizers and, when
 // gradients are wanted, the tape.
-import type { QuantizedShare } from "../../kernels/fake_quantize.ts";
+import type { QuantizedShare, QuantizerGradient } from "../../kernels/fake_quantize.ts";
 import type { Kernel, KernelSequence } from "../../kernels/kernel.ts";
 import type { SquaredErrorTerm } from "../../kernels/mse.ts";
 import type { TileStorage } from "../../kernels/tile_storage.ts";
@@ -19,13 +19,16 @@ export interface ActivationQuantizer {
   readonly zeroPointSums?: Tensor;
   /** Training quantizes only a share of the tensor; `state` is the training state of kernels/schedule.ts. */
   readonly partial?: { readonly share: QuantizedShare; readonly state: Tensor };
+  /** How its gradient differs from LSQ's, if it does. */
+  readonly gradient?: QuantizerGradient;
 }
 
-/** Whether a quantizer has to be a step of its own: what is fused into layers quantizes all, and learns a scale. */
+/** Whether a quantizer has to be a step of its own: what is fused into layers quantizes all, and learns a scale as LSQ. */
 export function standsAlone(
   quantizer: ActivationQuantizer | undefined,
 ): quantizer is ActivationQuantizer {
-  return quantizer?.partial !== undefined || quantizer?.zeroPointSums !== undefined;
+  return quantizer?.partial !== undefined || quantizer?.zeroPointSums !== undefined ||
+    quantizer?.gradient !== undefined;
 }
 
 /** A parameter on the GPU; `gradient` is where training wants its gradient. */

@@ -1,4 +1,5 @@
-// A quantizer as a step of its own: where training quantizes only a share of a tensor, it cannot be fused into the layer.
+// A quantizer as a step of its own: where training quantizes only a share of a tensor, or by another gradient than LSQ's,
+// it cannot be fused into the layer.
 import {
   fakeQuantizeBackward,
   fakeQuantizeForward,
@@ -19,13 +20,14 @@ import { type ActivationQuantizer, type OpContext, rowsAndChannels } from "./con
 export function recordFakeQuantize(
   { recorder, tape }: OpContext,
   x: Tensor,
-  { qparams, scaleSums, zeroPointSums, partial }: ActivationQuantizer,
+  { qparams, scaleSums, zeroPointSums, partial, gradient }: ActivationQuantizer,
   label: string,
 ): Tensor {
   const { target } = recorder.device;
   const spec: FakeQuantizeSpec = {
     ...rowsAndChannels(x.shape),
     ...(partial && { share: partial.share }),
+    ...(gradient && { gradient }),
   };
   const reads = { x, qparams, ...(partial && { state: partial.state }) };
   const y = recorder.tensor(x.shape, label);

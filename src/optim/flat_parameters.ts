@@ -1,6 +1,6 @@
-// Many parameters in one flat buffer, with the optimizer's moments beside it, so that a step of Adam is one dispatch. Each
+// Many parameters in one flat buffer, with the optimizer's moments beside it, so that a step is one dispatch. Each
 // parameter starts at a multiple of 64 floats, which is also the grain of the learning rates.
-import { adam, CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import { adam, CHUNK_SIZE, sgd } from "../../kernels/optimizer.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { type Tensor, view } from "../gpu/tensor.ts";
@@ -64,7 +64,13 @@ export interface AdamDecay {
   readonly beta2: number;
 }
 
-/** Parameters, gradients and Adam's moments on the GPU. */
+/** How parameters are stepped. */
+export interface OptimizerSettings extends AdamDecay {
+  /** Adam, the default, or stochastic gradient descent with Nesterov momentum beta1. */
+  readonly optimizer?: "adam" | "sgd";
+}
+
+/** Parameters, gradients and the optimizer's moments on the GPU. */
 export class FlatParameters implements Disposable {
   readonly #device: Device;
   readonly #size: number;
@@ -114,21 +120,29 @@ export class FlatParameters implements Disposable {
   }
 
   /**
-   * Records a step of Adam over all parameters.
+   * Records a step of the optimizer over all parameters.
    *
    * @param plan where to record
    * @param state the training state of kernels/schedule.ts
-   * @param decay of the moments, as the state was made for
+   * @param settings the optimizer, and the decay of its moments as the state was made for
    */
-  recordStep(plan: Plan, state: Tensor, { beta1, beta2 }: AdamDecay): void {
-    plan.run(adam({ size: this.#size, beta1, beta2, epsilon: 1e-8 }, this.#device.target), {
+  recordStep(plan: Plan, state: Tensor, settings: OptimizerSettings): void {
+    const { optimizer = "adam", beta1, beta2 } = settings;
+    const { target } = this.#device;
+    const size = this.#size;
+    const bound = {
       parameters: this.values,
       gradients: this.gradients,
       moment1: this.#moment1,
-      moment2: this.#moment2,
       learning_rates: this.#learningRates,
       state,
-    });
+    };
+    if (optimizer === "sgd") {
+      plan.run(sgd({ size, momentum: beta1, nesterov: true }, target), bound);
+    } else {
+      const kernel = adam({ size, beta1, beta2, epsilon: 1e-8 }, target);
+      plan.run(kernel, { ...bound, moment2: this.#moment2 });
+    }
   }
 
   /** @returns all values, in physical layout */

@@ -9,18 +9,51 @@ import {
   updateActivationScales,
   zeroPointTerms,
 } from "../../kernels/activation_scales.ts";
+import type { QuantizerGradient } from "../../kernels/fake_quantize.ts";
 import { padded } from "../../kernels/kernel.ts";
 import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { type Tensor, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer } from "../ops/context.ts";
-import type { FlatLayout } from "../optim/flat_parameters.ts";
+import type { FlatLayout, OptimizerSettings } from "../optim/flat_parameters.ts";
 import { roundHalfEven } from "./rounding.ts";
 import type { ActivationState, Student } from "./student.ts";
 
-/** What of an activation's grid is learned: its scale (LSQ), or the bounds of its range (ULQ of AMCT). */
-export type ActivationTrainer = "lsq" | "range";
+/**
+ * How an activation's quantizer learns: its scale (LSQ, Esser et al. 2020); scale and zero point (LSQ+, Bhalgat et al.
+ * 2020); the clipping bound, from clipped values only and with weight decay (PACT, Choi et al. 2018); the scale, with
+ * gradients scaled element by element (EWGS, Lee, Kim, Ham 2021); nothing, so that it clips where calibration put the
+ * bound (DoReFa-Net, Zhou et al. 2016); or both bounds of the range (ULQ of AMCT).
+ */
+export type ActivationTrainer = "lsq" | "lsqPlus" | "pact" | "ewgs" | "dorefa" | "range";
+
+/** delta of EWGS, the constant that the authors' code starts from; they estimate it anew from the Hessian as they go. */
+export const EWGS_DELTA = 1e-3;
+
+/** What distinguishes a quantizer. */
+interface TrainerRow {
+  /** What is learned; `oneSided` says that the lower bound is 0, as behind a ReLU, where it stays. */
+  readonly learns: (oneSided: boolean) => LearnedGrid | "nothing";
+  /** LSQ's by default. */
+  readonly gradient?: QuantizerGradient;
+  /** Weight decay of what is learned; default 0. */
+  readonly decay?: number;
+}
+
+const TRAINERS: Readonly<Record<ActivationTrainer, TrainerRow>> = {
+  lsq: { learns: () => "scale" },
+  lsqPlus: { learns: () => "zeroPoint" },
+  // Two-sided, both bounds move together.
+  pact: {
+    learns: (oneSided) => oneSided ? "upper" : "scale",
+    gradient: { kind: "clipped" },
+    decay: 5e-4,
+  },
+  ewgs: { learns: () => "scale", gradient: { kind: "scaled", delta: EWGS_DELTA } },
+  dorefa: { learns: () => "nothing" },
+  range: { learns: (oneSided) => oneSided ? "upper" : "range" },
+};
 
 /** What of an activation is quantized: each element with a probability, or ever more of each over the steps. */
 export type PartialQuantization =
@@ -34,12 +67,16 @@ export interface ActivationTraining {
   /** Part of the activations that is quantized in a step; null leaves them float. Default: all. */
   readonly quantizedShare?: PartialQuantization | null;
   /**
-   * Learning rate of logarithms of scales, and of bounds over the range between them; with `absolute`, of scales and
-   * bounds themselves. 0: they stay.
+   * Learning rate of logarithms of scales, of zero points in codes, and of bounds in units of the range; with
+   * `absolute`, of scales and bounds themselves. 0: they stay.
    */
   readonly rate: number;
   /** Default false. */
   readonly absolute?: boolean;
+  /** Adam by default. For SGD the rate of a scale is an absolute one times LSQ's 1 / sqrt(features * quantMax). */
+  readonly optimizer?: OptimizerSettings["optimizer"];
+  /** Elements of a sample by tensor, for that; 1 by default. */
+  readonly features?: ReadonlyMap<string, number>;
 }
 
 /** A range never closes: its scale would be 0. */
@@ -85,11 +122,11 @@ export class ActivationParameters implements Disposable {
     this.#slots = Array.from(activations, ([tensor, channels], i): Slot => {
       const quantizer = student.activations.get(tensor);
       if (quantizer === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
-      const learns = learnedGrid(quantizer, training);
-      const trains = quantizer.learned && training.rate > 0;
+      const { learns, learned, decay } = learning(quantizer, training);
+      const trains = quantizer.learned && learned && training.rate > 0;
       const start = layout.take(
         LEARNED_PARAMETERS[learns],
-        trains ? rateOf(quantizer, learns, training) : 0,
+        trains ? { scheduled: rateOf(quantizer, learns, training), decay } : 0,
       );
       const place = { scaleTerms: terms, termCount: padded(channels) / 4 };
       // As many terms of the zero point follow.
@@ -174,15 +211,17 @@ export class ActivationParameters implements Disposable {
     { state: { tensor }, entry, channels, trains, learns }: Slot,
     i: number,
     state: Tensor,
-    { quantizedShare: share }: ActivationTraining,
+    { quantizedShare: share, activationQuantizer = "lsq" }: ActivationTraining,
   ): void {
     const terms = (vector: number, label: string) =>
       view(this.#terms, vector * 4, [channels], `${label} of ${tensor}`);
     const movesZeroPoint = learns === "range" || learns === "zeroPoint";
+    const { gradient } = TRAINERS[activationQuantizer];
     const partial = share ? { partial: { share: { ...share, stream: i + 1 }, state } } : {};
     this.#quantizers.set(tensor, {
       qparams: view(this.#qparams, i * CHUNK_SIZE, [4], `qparams of ${tensor}`),
       ...partial,
+      ...(gradient && { gradient }),
       ...(trains && { scaleSums: terms(entry.scaleTerms, "scale") }),
       ...(trains && movesZeroPoint &&
         { zeroPointSums: terms(zeroPointTerms(entry), "zero point") }),
@@ -190,24 +229,29 @@ export class ActivationParameters implements Disposable {
   }
 }
 
-/** A lower bound of 0, as behind a ReLU, stays there. */
-function learnedGrid(
+/** What a quantizer learns; one that learns nothing keeps a scale. */
+function learning(
   { zeroPoint, quantMin }: ActivationState,
-  { activationQuantizer }: ActivationTraining,
-): LearnedGrid {
-  if (activationQuantizer !== "range") return "scale";
-  return zeroPoint === quantMin ? "upper" : "range";
+  { activationQuantizer = "lsq" }: ActivationTraining,
+): { readonly learns: LearnedGrid; readonly learned: boolean; readonly decay: number } {
+  const { learns, decay = 0 } = TRAINERS[activationQuantizer];
+  const grid = learns(zeroPoint === quantMin);
+  return grid === "nothing"
+    ? { learns: "scale", learned: false, decay: 0 }
+    : { learns: grid, learned: true, decay };
 }
 
-/** A step of log s is one of s over s. */
+/** A step of log s is one of s over s; its gradient is s times that of s. */
 function rateOf(
-  { scale, quantMin, quantMax }: ActivationState,
+  { tensor, scale, quantMin, quantMax }: ActivationState,
   learns: LearnedGrid,
-  { rate, absolute = false }: ActivationTraining,
+  { rate, absolute = false, optimizer = "adam", features }: ActivationTraining,
 ): number {
   const logarithmic = learns === "scale" || learns === "zeroPoint";
-  if (logarithmic) return absolute ? rate / scale : rate;
-  return absolute ? rate : rate * scale * (quantMax - quantMin);
+  if (!logarithmic) return absolute ? rate : rate * scale * (quantMax - quantMin);
+  if (!absolute) return rate;
+  if (optimizer === "adam") return rate / scale;
+  return rate / (scale * scale * Math.sqrt((features?.get(tensor) ?? 1) * quantMax));
 }
 
 function parametersOf(

@@ -3,7 +3,13 @@
 import { type NdArray, ndArray } from "../core/nd_array.ts";
 import type { QTensor } from "../graph/quantized_graph.ts";
 import { channelLayout, channelQParams, type QParams } from "./qparams.ts";
-import { dequantizeFloat32, quantizeFloat32, roundHalfEven } from "./rounding.ts";
+import {
+  dequantizeFloat32,
+  quantizeFloat32,
+  roundHalfEven,
+  roundToOdd,
+  type ScalarQParams,
+} from "./rounding.ts";
 import { checkBits } from "./scheme.ts";
 
 const INT32_MAX = 2147483647;
@@ -20,6 +26,8 @@ export interface FreezeWeightOptions {
   readonly axis: number;
   /** 2..8. */
   readonly bits: number;
+  /** Whether weights other than 0 take odd codes only (tanh_weights.ts); default false. */
+  readonly oddCodes?: boolean;
   /** [channels]: what a folded batch norm multiplies the channel by; may be negative or 0. None: 1. */
   readonly multiplier?: Float64Array;
   /**
@@ -40,7 +48,7 @@ export interface FreezeWeightOptions {
  * @throws RangeError when the grid does not fit int8, a zero point is not 0, or a number is not finite
  */
 export function freezeWeight(
-  { latent, qparams, axis, bits, multiplier, smallestScale }: FreezeWeightOptions,
+  { latent, qparams, axis, bits, oddCodes = false, multiplier, smallestScale }: FreezeWeightOptions,
 ): QTensor {
   checkBits(bits);
   const { outer, channels, inner } = channelLayout(latent.shape, axis, qparams.scale.length);
@@ -72,7 +80,8 @@ export function freezeWeight(
         if (!Number.isFinite(value)) {
           throw new RangeError(`Cannot freeze weights: channel ${c} holds ${value}`);
         }
-        codes[i] = Math.min(127, sign * quantizeFloat32(value, step));
+        const code = oddCodes ? oddCode(value, step) : quantizeFloat32(value, step);
+        codes[i] = Math.min(127, sign * code);
       }
     }
   }
@@ -220,6 +229,13 @@ export function dequantize(tensor: QTensor): NdArray<"float32"> {
     }
   }
   return ndArray("float32", values.shape, data);
+}
+
+/** As the kernels of kernels/tanh_weights.ts round; 0 stays 0. */
+function oddCode(value: number, { scale, quantMin, quantMax }: ScalarQParams): number {
+  if (value === 0) return 0;
+  const code = roundToOdd(Math.fround(Math.fround(value) / Math.fround(scale)));
+  return Math.min(quantMax, Math.max(quantMin, code));
 }
 
 function checkGrid(

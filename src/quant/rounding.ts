@@ -24,6 +24,16 @@ export function roundHalfEven(x: number): number {
 }
 
 /**
+ * Nearest odd integer, ties to the one whose half is even.
+ *
+ * @param x any number
+ * @returns 2 round((x - 1) / 2) + 1
+ */
+export function roundToOdd(x: number): number {
+  return 2 * roundHalfEven((x - 1) / 2) + 1;
+}
+
+/**
  * Code of a value, float64.
  *
  * @param x value

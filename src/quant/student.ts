@@ -5,6 +5,7 @@ import { type NdArray, ndArray } from "../core/nd_array.ts";
 import { toOriginalLayout, type WeightLayout } from "../graph/weight_layout.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { ActivationQParams, QTensor, QuantizedGraph } from "../graph/quantized_graph.ts";
+import type { QParams } from "./qparams.ts";
 import { dequantize, freezeBias, freezeWeight, smallestWeightScale } from "./freeze.ts";
 
 /** Trainable batch norm of a layer, on the host. */
@@ -41,6 +42,8 @@ export interface LayerState {
   readonly quantMin: Int32Array<ArrayBuffer>;
   /** [O] */
   readonly quantMax: Int32Array<ArrayBuffer>;
+  /** Whether weights take odd codes only (tanh_weights.ts). */
+  readonly oddCodes?: boolean;
   /** [O]; absent when there is batch norm or no bias. */
   readonly bias?: Float32Array<ArrayBuffer>;
   readonly batchNorm?: BatchNormState;
@@ -108,13 +111,7 @@ export class Student {
    */
   freezeLayer(node: string): FrozenLayer {
     const layer = this.#layer(node);
-    const { latent, axis, bits, batchNorm, quantMin, quantMax } = layer;
-    const qparams = {
-      scale: layer.logScale.map(Math.exp),
-      zeroPoint: new Int32Array(quantMin.length),
-      quantMin,
-      quantMax,
-    };
+    const { latent, axis, bits, batchNorm, oddCodes = false } = layer;
     const multiplier = batchNorm &&
       Float64Array.from(
         batchNorm.gamma,
@@ -129,9 +126,10 @@ export class Student {
     }
     const weight = freezeWeight({
       latent,
-      qparams,
+      qparams: gridOf(layer),
       axis,
       bits,
+      oddCodes,
       ...(multiplier && { multiplier }),
       ...(bias && { smallestScale: smallestWeightScale(bias, inputScale) }),
     });
@@ -176,6 +174,22 @@ export class Student {
     if (layer === undefined) throw new TypeError(`The student has no layer "${node}"`);
     return layer;
   }
+}
+
+/**
+ * The weights of a layer on their grid, before a batch norm is folded into them.
+ *
+ * @param layer the layer
+ * @returns scale * code of each weight
+ */
+export function weightsOnGrid(layer: LayerState): NdArray<"float32"> {
+  return dequantize(freezeWeight({ ...layer, qparams: gridOf(layer) }));
+}
+
+/** The grids of a layer's channels. */
+function gridOf({ logScale, quantMin, quantMax }: LayerState): QParams {
+  const zeroPoint = new Int32Array(quantMin.length);
+  return { scale: logScale.map(Math.exp), zeroPoint, quantMin, quantMax };
 }
 
 /** Root mean square of an array; 1 for an array of zeros. */

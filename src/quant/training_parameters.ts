@@ -10,6 +10,11 @@ import {
   softRoundWeightsBackward,
 } from "../../kernels/soft_rounding.ts";
 import {
+  largestTanh,
+  quantizeTanhWeights,
+  quantizeTanhWeightsBackward,
+} from "../../kernels/tanh_weights.ts";
+import {
   coverWeights,
   encodeWeightRows,
   quantizeWeights,
@@ -21,13 +26,18 @@ import type { Plan } from "../gpu/plan.ts";
 import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
 import {
-  type AdamDecay,
   FlatLayout,
   FlatParameters,
+  type OptimizerSettings,
   type ParameterRate,
 } from "../optim/flat_parameters.ts";
-import { ActivationParameters, type ActivationTraining } from "./activation_parameters.ts";
+import {
+  ActivationParameters,
+  type ActivationTraining,
+  EWGS_DELTA,
+} from "./activation_parameters.ts";
 import { type LayerState, rootMeanSquare, type Student } from "./student.ts";
+import { onTanhGrid, tanhParameters, tanhWeights } from "./tanh_weights.ts";
 import { type LayerSlots, weightRows } from "./weight_rows.ts";
 
 /** Learning rates of the groups of parameters. 0 keeps a group as it is. */
@@ -42,7 +52,8 @@ export interface LearningRates {
   readonly biases: number;
   /**
    * True where weights and scales have rates of their own units, as published recipes give them. A rate of a scale
-   * becomes one of its logarithm by the scale (of a layer's weights: their mean) that it starts from. Default false.
+   * becomes one of its logarithm by the scale (of a layer's weights: their mean) that it starts from; for SGD, after
+   * LSQ's factor 1 / sqrt(weights of the channel * quantMax). Default false.
    */
   readonly absolute?: boolean;
   /** Whether the schedule leaves the weights' rate alone; default false. */
@@ -52,14 +63,18 @@ export interface LearningRates {
 }
 
 /**
- * How weights are quantized while they train: with learned scales (LSQ), fixed ones (STE), ones that cover the current
- * weights of each channel (min-max), or with learned rounding and nothing else (AdaRound).
+ * How weights are quantized while they train: with learned scales (LSQ), these with gradients scaled element by element
+ * (EWGS, Lee, Kim, Ham 2021), fixed scales (STE), ones that cover the current weights of each channel (min-max), fixed
+ * levels from end to end of their hyperbolic tangents (DoReFa-Net, Zhou et al. 2016), or with learned rounding and
+ * nothing else (AdaRound).
  */
-export type WeightQuantizer = "lsq" | "ste" | "minMax" | "softRounding";
+export type WeightQuantizer = "lsq" | "ewgs" | "ste" | "minMax" | "dorefa" | "softRounding";
 
 /** How the parameters train. */
 export interface TrainingOptions
-  extends AdamDecay, Pick<ActivationTraining, "activationQuantizer" | "quantizedShare"> {
+  extends
+    OptimizerSettings,
+    Pick<ActivationTraining, "activationQuantizer" | "quantizedShare" | "features"> {
   readonly rates: LearningRates;
   readonly weightQuantizer: WeightQuantizer;
   /** Part of a batch's statistics in the running ones. */
@@ -79,7 +94,7 @@ export class TrainingParameters implements Disposable {
   readonly #roundingStart: number;
   readonly #rowCount: number;
   readonly #flat: FlatParameters;
-  readonly #tensors: Record<"weights" | "weightGradients" | "rows", Tensor>;
+  readonly #tensors: Record<"weights" | "weightGradients" | "rows" | "largest", Tensor>;
   readonly #byWeight = new Map<string, Trainable>();
   readonly #byBias = new Map<string, Trainable>();
   readonly #batchNorms = new Map<string, LiveBatchNorm>();
@@ -105,13 +120,15 @@ export class TrainingParameters implements Disposable {
     this.#student = student;
     this.#options = options;
     this.#state = state;
-    const { rates } = options;
-    const soft = options.weightQuantizer === "softRounding";
+    const { rates, weightQuantizer } = options;
+    const soft = weightQuantizer === "softRounding";
+    const learnsScales = weightQuantizer === "lsq" || weightQuantizer === "ewgs";
     const layout = new FlatLayout();
     let weightSize = 0;
     for (const name of layers) {
-      const layer = student.layers.get(name);
-      if (layer === undefined) throw new TypeError(`The student has no layer "${name}"`);
+      const found = student.layers.get(name);
+      if (found === undefined) throw new TypeError(`The student has no layer "${name}"`);
+      const layer = weightQuantizer === "dorefa" ? onTanhGrid(found) : found;
       const channels = layer.logScale.length;
       const floats = paddedSize(layer.latent.shape);
       const { batchNorm, bias } = layer;
@@ -120,7 +137,7 @@ export class TrainingParameters implements Disposable {
         latent: layout.take(floats, soft ? 0 : weightRate(layer, rates)),
         logScale: layout.take(
           channels,
-          options.weightQuantizer === "lsq" ? weightScaleRate(layer, rates) : 0,
+          learnsScales ? weightScaleRate(layer, options) : 0,
         ),
         gamma: layout.take(channels, batchNorm ? rates.biases : 0),
         beta: layout.take(channels, batchNorm || bias ? biasRate(rates) : 0),
@@ -144,6 +161,7 @@ export class TrainingParameters implements Disposable {
       weights: flat(weightSize, "quantized weights"),
       weightGradients: flat(weightSize, "gradients of quantized weights"),
       rows: device.uint32(encodeWeightRows(rows), { label: "weight rows" }),
+      largest: flat(weightQuantizer === "dorefa" ? rows.length * 4 : 0, "largest tanh of a row"),
     };
     this.#load();
     for (const slots of this.#slots) this.#addLayer(slots);
@@ -166,38 +184,40 @@ export class TrainingParameters implements Disposable {
 
   /** Records what precedes the forward pass: quantized weights and activation scales from the parameters. */
   recordForward(plan: Plan): void {
-    const { rows, weights } = this.#tensors;
+    const { rows, weights, largest } = this.#tensors;
     const parameters = this.#flat.values;
     const { target } = this.#device;
-    if (this.#options.weightQuantizer === "minMax") plan.run(...this.#covering());
-    const kernel = this.#options.weightQuantizer === "softRounding"
-      ? softRoundWeights(this.#softRounding(), target)
-      : quantizeWeights({ rows: this.#rowCount }, target);
-    plan.run(kernel, { parameters, rows, w: weights });
+    const { weightQuantizer } = this.#options;
+    const spec = { rows: this.#rowCount };
+    const bound = { parameters, rows, w: weights };
+    if (weightQuantizer === "dorefa") {
+      plan.run(largestTanh(spec, target), { parameters, rows, largest });
+      plan.run(quantizeTanhWeights(spec, target), { ...bound, largest });
+    } else if (weightQuantizer === "softRounding") {
+      plan.run(softRoundWeights(this.#softRounding(), target), bound);
+    } else {
+      if (weightQuantizer === "minMax") plan.run(...this.#covering());
+      plan.run(quantizeWeights(spec, target), bound);
+    }
     this.#activations.recordForward(plan, parameters);
   }
 
   /** Records what follows the backward pass: gradients of latent weights and scales, and the optimizer's step. */
   recordStep(plan: Plan): void {
     const { target } = this.#device;
-    const t = this.#tensors;
-    const { rows } = t;
+    const { rows, weightGradients: dw, largest } = this.#tensors;
     const { values: parameters, gradients } = this.#flat;
-    if (this.#options.weightQuantizer === "softRounding") {
-      const spec = {
-        ...this.#softRounding(),
-        regularizer: this.#options.roundingRegularizer,
-      };
-      plan.run(softRoundWeightsBackward(spec, target), {
-        parameters,
-        dw: t.weightGradients,
-        state: this.#state,
-        rows,
-        gradients,
-      });
+    const { weightQuantizer, roundingRegularizer: regularizer } = this.#options;
+    const bound = { parameters, dw, rows, gradients };
+    const spec = { rows: this.#rowCount };
+    if (weightQuantizer === "softRounding") {
+      const kernel = softRoundWeightsBackward({ ...this.#softRounding(), regularizer }, target);
+      plan.run(kernel, { ...bound, state: this.#state });
+    } else if (weightQuantizer === "dorefa") {
+      plan.run(quantizeTanhWeightsBackward(spec, target), { ...bound, largest });
     } else {
-      const kernel = quantizeWeightsBackward({ rows: this.#rowCount }, target);
-      plan.run(kernel, { parameters, dw: t.weightGradients, rows, gradients });
+      const delta = weightQuantizer === "ewgs" ? EWGS_DELTA : 0;
+      plan.run(quantizeWeightsBackward({ ...spec, delta }, target), bound);
     }
     this.#activations.recordBackward(plan, gradients);
     this.#flat.recordStep(plan, this.#state, this.#options);
@@ -221,7 +241,10 @@ export class TrainingParameters implements Disposable {
       const channels = layer.logScale.length;
       const values = (start: number) => flat.slice(start, start + channels);
       const floats = paddedSize(layer.latent.shape);
-      const latent = unpad(layer.latent.shape, flat.slice(slots.latent, slots.latent + floats));
+      const stored = unpad(layer.latent.shape, flat.slice(slots.latent, slots.latent + floats));
+      const latent = this.#options.weightQuantizer === "dorefa"
+        ? tanhWeights(layer, stored)
+        : stored;
       const statistics = running.get(layer);
       this.#student.setLayer({
         ...layer,
@@ -281,7 +304,10 @@ export class TrainingParameters implements Disposable {
   #startValues(size: number): Float32Array<ArrayBuffer> {
     const flat = new Float32Array(size);
     for (const { layer, latent, logScale, gamma, beta } of this.#slots) {
-      flat.set(pad(layer.latent.shape, layer.latent.data), latent);
+      const values = this.#options.weightQuantizer === "dorefa"
+        ? tanhParameters(layer)
+        : layer.latent.data;
+      flat.set(pad(layer.latent.shape, values), latent);
       flat.set(layer.logScale, logScale);
       if (layer.batchNorm) {
         flat.set(layer.batchNorm.gamma, gamma);
@@ -343,11 +369,15 @@ function weightRate({ latent }: LayerState, rates: LearningRates): ParameterRate
 }
 
 function weightScaleRate(
-  { logScale }: LayerState,
-  { absolute, weightScales }: LearningRates,
+  { logScale, latent, quantMax }: LayerState,
+  { optimizer = "adam", rates: { absolute, weightScales } }: TrainingOptions,
 ): number {
   if (!absolute) return weightScales;
-  return weightScales / logScale.reduce((sum, log) => sum + Math.exp(log) / logScale.length, 0);
+  const channels = logScale.length;
+  const scale = logScale.reduce((sum, log) => sum + Math.exp(log) / channels, 0);
+  if (optimizer === "adam") return weightScales / scale;
+  const largest = Math.max(...quantMax, 1);
+  return weightScales / (scale * scale * Math.sqrt(latent.data.length / channels * largest));
 }
 
 function biasRate({ biases, weightDecay = 0 }: LearningRates): ParameterRate {

@@ -1,10 +1,17 @@
-// Quantization-aware training, the baseline with labels: cross-entropy through straight-through fake quantizers with
-// learned scales (LSQ) or fixed ones (STE), the whole network at once, from the same calibrated start. The teacher's
-// class probabilities and block outputs share the loss (Hinton, Vinyals, Dean 2015; Romero et al. 2015): on inputs that
-// the network has learnt by heart the labels alone say little, and the student forgets what they do not say.
+// Quantization-aware training, the method with labels: cross-entropy through fake quantizers, the whole network at once.
+// The teacher's class probabilities and block outputs share the loss (Hinton, Vinyals, Dean 2015; Romero et al. 2015):
+// on inputs that the network has learnt by heart the labels alone say little, and the student forgets what they do not
+// say. With a teacher the blocks are distilled first, which gets most of the way in few steps. The bits may fall in
+// stages (APoT, Li, Dong, Wang 2020), each from what the one before has learnt.
 import { cutIntoBlocks } from "../../graph/blocks.ts";
+import type { LearningRates } from "../../quant/training_parameters.ts";
+import { distillUnits } from "../block_loop.ts";
 import { type NetworkLosses, trainNetwork } from "../network_training.ts";
-import type { Method } from "../session.ts";
+import { lowerBits, startAtBits } from "../progressive.ts";
+import type { Recipe } from "../recipe.ts";
+import type { Method, Session } from "../session.ts";
+import { BLOCKWISE, type Stage, stagesFor } from "../stage.ts";
+import { unitsOf } from "../units.ts";
 import { innerOutputs, networkRates, TEMPERATURE } from "./network_stage.ts";
 
 /** Passes over the samples. */
@@ -12,16 +19,66 @@ const EPOCHS = 5;
 const LEAST_STEPS = 200;
 /** Learning rates relative to the base; at 8 bits there is little to repair and much to forget. */
 const RATE = 0.5, RATE_AT_8_BITS = 0.1;
+/** Learning rate of SGD. */
+const SGD_RATE = 0.01;
 /** Weight of the block outputs' error beside the divergence of the class probabilities. */
 const BLOCK_WEIGHT = 8;
 
+/** How long training takes with each of the bits that it goes through. */
+export interface QatPlan {
+  /** How many bit widths there are. */
+  readonly rounds: number;
+  /** How the blocks are distilled, if with any steps. */
+  readonly blocks: Stage;
+  /** Steps of the whole network. */
+  readonly networkSteps: number;
+}
+
+/**
+ * What a recipe means; its steps are shared out among the bits.
+ *
+ * @param recipe complete
+ * @param clean samples
+ * @param batch of a step of the network
+ * @returns the same for each of the bits
+ */
+export function qatPlan(recipe: Recipe, clean: number, batch: number): QatPlan {
+  const rounds = recipe.progressive.length + 1;
+  const share = (steps: number) => Math.ceil(steps / rounds);
+  const [blocks] = stagesFor([BLOCKWISE], recipe) as [Stage];
+  // Without a teacher in the loss there is none before it, unless the recipe says so.
+  const blockSteps = recipe.steps ?? (recipe.teacherWeight > 0 ? BLOCKWISE.steps : 0);
+  const own = Math.max(LEAST_STEPS, Math.ceil(EPOCHS * clean / batch));
+  return {
+    rounds,
+    blocks: { ...blocks, steps: share(blockSteps) },
+    networkSteps: share(recipe.networkSteps ?? own),
+  };
+}
+
 /** Trains with labels. */
-export const qat: Method = (session) => {
+export const qat: Method = async (session) => {
+  const { progressive } = session.recipe;
+  const [first, ...others] = progressive;
+  if (first === undefined) return trainAtBits(session);
+  await trainAtBits(await startAtBits(session, first));
+  for (const bits of others) await trainAtBits(await lowerBits(session, bits));
+  await trainAtBits(await lowerBits(session));
+};
+
+/** The blocks, then the network. */
+async function trainAtBits(session: Session): Promise<void> {
   const { batch, network, recipe, samples: { labels, clean } } = session;
   if (labels === undefined) {
     throw new TypeError('method "qat" needs the labels of the calibration inputs');
   }
-  const { teacherWeight, weightBits } = recipe;
+  const { blocks, networkSteps } = qatPlan(recipe, clean, batch);
+  if (blocks.steps > 0) {
+    const units = unitsOf(network.teacher, blocks.unit, recipe.groups);
+    await distillUnits(session, "blockwise", units, blocks);
+  }
+  if (networkSteps === 0) return;
+  const { teacherWeight, optimizer } = recipe;
   const losses: NetworkLosses = {
     ...(teacherWeight > 0 && {
       tensors: innerOutputs(network, cutIntoBlocks(network.teacher.graph)),
@@ -30,21 +87,29 @@ export const qat: Method = (session) => {
     }),
     ...(teacherWeight < 1 && { labels: { classes: labels, weight: 1 - teacherWeight } }),
   };
-  return trainNetwork(session, {
+  const optimization = { ...blocks.optimization, ...(optimizer && { optimizer }) };
+  await trainNetwork(session, {
     stage: "qat",
     losses,
-    steps: recipe.steps ?? qatSteps(clean, batch),
-    rates: networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS),
+    steps: networkSteps,
+    rates: ratesOf(session),
+    training: { ...blocks, batch, optimization },
   });
-};
+  // Every layer was trained further, those of units that had been rolled back too.
+  session.rolledBack.clear();
+}
 
-/**
- * Steps unless the recipe says otherwise.
- *
- * @param clean samples
- * @param batch of a step
- * @returns five passes over the samples, 200 at least
- */
-export function qatSteps(clean: number, batch: number): number {
-  return Math.max(LEAST_STEPS, Math.ceil(EPOCHS * clean / batch));
+function ratesOf(session: Session): LearningRates {
+  const { learningRate, optimizer, weightBits } = session.recipe;
+  if (optimizer !== "sgd") {
+    return networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS);
+  }
+  const rate = learningRate ?? SGD_RATE;
+  return {
+    weights: rate,
+    weightScales: rate,
+    activationScales: rate,
+    biases: rate,
+    absolute: true,
+  };
 }
