@@ -98,7 +98,7 @@ async function measureQat({ device, job, model, data }: Setting, name: string): 
     heldOut: 0,
     augment: PLAIN,
     batchSize: BATCH,
-    steps: stepsFor(job.samples),
+    networkSteps: stepsFor(job.samples),
   }, { device, onProgress: clock.onProgress });
   say({ row: row({ case: name, metric: "time" }, "ms", clock.times("qat")) });
 }

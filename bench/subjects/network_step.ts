@@ -54,7 +54,8 @@ export const networkStep: Subject = {
         activationBits: 4,
         batchSize: BATCH,
         samples: images.count,
-        steps,
+        steps: 0,
+        networkSteps: steps,
         teacherWeight,
       }, { device, onProgress: clock.onProgress });
       const name = `QAT W4A4, ${teacherWeight === 0 ? "labels" : "labels and teacher"}`;

@@ -12,7 +12,7 @@ import type { PassOptions } from "./teacher_pass.ts";
 /**
  * Puts the student on grids of more bits than the recipe's.
  *
- * @param session the session; its student changes in place, to what calibration gives
+ * @param session the session of the recipe; its student changes in place, to what calibration gives
  * @param bits of weights and activations where the recipe asks for fewer
  * @returns the session at these bits
  */
@@ -29,7 +29,7 @@ export async function startAtBits(session: Session, bits: number): Promise<Sessi
  * Puts the student on grids of fewer bits. Weights are searched anew; the scale of an activation changes as calibration
  * changes it between the two bit widths, so that it keeps what it has learnt.
  *
- * @param session the session; its student changes in place
+ * @param session the session of the recipe; its student changes in place
  * @param bits of weights and activations where the recipe asks for fewer; default: those of the recipe
  * @returns the session at these bits
  */

@@ -37,14 +37,14 @@ interface TrainerRow {
   readonly learns: (oneSided: boolean) => LearnedGrid | "nothing";
   /** LSQ's by default. */
   readonly gradient?: QuantizerGradient;
-  /** Weight decay of what is learned; default 0. */
+  /** Weight decay of a learned upper bound; default 0. */
   readonly decay?: number;
 }
 
 const TRAINERS: Readonly<Record<ActivationTrainer, TrainerRow>> = {
   lsq: { learns: () => "scale" },
   lsqPlus: { learns: () => "zeroPoint" },
-  // Two-sided, both bounds move together.
+  // Two-sided, both bounds move together, as the scale does.
   pact: {
     learns: (oneSided) => oneSided ? "upper" : "scale",
     gradient: { kind: "clipped" },
@@ -238,7 +238,7 @@ function learning(
   const grid = learns(zeroPoint === quantMin);
   return grid === "nothing"
     ? { learns: "scale", learned: false, decay: 0 }
-    : { learns: grid, learned: true, decay };
+    : { learns: grid, learned: true, decay: grid === "upper" ? decay : 0 };
 }
 
 /** A step of log s is one of s over s; its gradient is s times that of s. */
