@@ -34,7 +34,7 @@ export function scheduleState(
   spec: {
     steps: number;
     warmupSteps: number;
-    schedule: "cosine" | "constant";
+    schedule: "cosine" | "step" | "constant";
     beta1: number;
     beta2: number;
     batchNormLiveSteps: number;
@@ -46,7 +46,11 @@ export function scheduleState(
 ): number[] {
   const { steps, roundingBetaStart: high, roundingBetaEnd: low } = spec;
   const ramp = Math.min(1, (step + 1) / Math.max(1, spec.warmupSteps));
-  const decay = spec.schedule === "constant" ? 1 : 0.5 * (1 + Math.cos(Math.PI * step / steps));
+  const decay = {
+    constant: 1,
+    step: step < 0.5 * steps ? 1 : step < 0.75 * steps ? 0.1 : 0.01,
+    cosine: 0.5 * (1 + Math.cos(Math.PI * step / steps)),
+  }[spec.schedule];
   const start = spec.roundingWarmup * steps;
   const left = clamp(1 - (step - start) / (steps - start), 0, 1);
   return [

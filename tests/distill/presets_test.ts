@@ -18,7 +18,7 @@ interface Published {
   readonly loss: readonly [exponent: number, scale: Stage["loss"]["scale"]];
   /** [weights, weightScales, activationScales, biases] */
   readonly rates: readonly [number, number, number, number];
-  readonly schedule: "constant" | "cosine";
+  readonly schedule: Stage["optimization"]["schedule"];
   readonly steps: number;
   readonly batch: number;
 }

@@ -20,7 +20,7 @@ const RECIPE: ScheduleSpec = {
   roundingBetaEnd: 2,
 };
 
-for (const schedule of ["cosine", "constant"] as const) {
+for (const schedule of ["cosine", "step", "constant"] as const) {
   forEachTarget(
     `advanceSchedule() follows the ${schedule} schedule step by step`,
     async (device) => {
