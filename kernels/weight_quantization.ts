@@ -150,7 +150,8 @@ export function quantizeWeightsBackward(spec: WeightGradientSpec, target: Target
       let inside = (v > lo - 0.5) & (v < hi + 0.5);
       let q = clamp(round(v), lo, hi);
       let d = select(vec4f(0.0), ${scaling}, inside);
-      sum += g * q - d * v;
+      let seen = select(vec4f(0.0), v, inside); // v may be infinite outside
+      sum += ${delta === 0 ? "g * (q - seen)" : "g * q - d * seen"};
       ${storeFloats("at", "d")}`,
     finish: `let terms = sum * scale;
     if (lanes) {
