@@ -52,7 +52,7 @@ const globalSchema = z.strictObject({
     .describe("fraction of them held out to accept or roll back a unit"),
   steps: z.int().min(0).nullable().default(null)
     .describe(
-      "training steps of a unit, before the network's in method \"qat\"; null = the method's own",
+      "training steps of a unit, before the network's in method \"qat\" (default there: 0); null = the method's own",
     ),
   networkSteps: z.int().min(0).nullable().default(null)
     .describe("whole-network steps behind the units; null = the method's own"),
