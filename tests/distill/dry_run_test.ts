@@ -60,11 +60,12 @@ Deno.test("plannedStages() tells each method's units, steps and batch", () => {
   ]);
   assert.deepEqual(stages({ method: "layerwise" })[0], "layerwise one 200 16");
   assert.deepEqual(stages({ method: "joint" }), ["joint all 400 64"]);
-  assert.deepEqual(stages({ method: "qat" }), [
-    "blockwise one 200 16",
-    "blockwise two 200 16",
-    "blockwise fc 200 16",
-    "qat all 200 64",
+  assert.deepEqual(stages({ method: "qat" }), ["qat all 200 64"]);
+  assert.deepEqual(stages({ method: "qat", steps: 50, networkSteps: 90 }), [
+    "blockwise one 50 16",
+    "blockwise two 50 16",
+    "blockwise fc 50 16",
+    "qat all 90 64",
   ]);
   assert.deepEqual(stages({ method: "ptq" }), []);
   assert.deepEqual(stages({ method: "ptq", weightRounding: "gptq" })[0], "ptq one 0 16");
