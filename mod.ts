@@ -69,7 +69,7 @@ export {
 } from "./src/distill/recipe.ts";
 export type { ActivationMode, InputMode, UnitLoss } from "./src/distill/stage.ts";
 export type { UnitKind } from "./src/distill/units.ts";
-export type { Optimization } from "./src/distill/training.ts";
+export type { Optimization } from "./src/distill/optimization.ts";
 export type { ActivationTrainer } from "./src/quant/activation_parameters.ts";
 export type { WeightQuantizer } from "./src/quant/training_parameters.ts";
 export type { AdamDecay } from "./src/optim/flat_parameters.ts";

@@ -3,7 +3,7 @@
 // it says so. All are label-free.
 import type { Recipe } from "./recipe.ts";
 import { BLOCKWISE, type Stage, type UnitLoss } from "./stage.ts";
-import type { Optimization } from "./training.ts";
+import type { Optimization } from "./optimization.ts";
 
 /** A method that trains units. */
 export interface Preset {

@@ -17,7 +17,8 @@ import { MiniBatches } from "./mini_batches.ts";
 import { prepareNetwork } from "./network.ts";
 import { recordRowLoss } from "./network_training.ts";
 import type { Recipe } from "./recipe.ts";
-import { OPTIMIZATION, trainParameters } from "./training.ts";
+import { OPTIMIZATION } from "./optimization.ts";
+import { trainParameters } from "./training.ts";
 
 /** Labelled inputs. */
 export interface LabelledImages {

@@ -3,7 +3,7 @@ import type { ActivationTrainer } from "../quant/activation_parameters.ts";
 import type { WeightQuantizer } from "../quant/training_parameters.ts";
 import type { Override, OverrideOperator } from "./overrides.ts";
 import type { ActivationMode, InputMode, UnitLoss } from "./stage.ts";
-import type { Optimization } from "./training.ts";
+import type { Optimization } from "./optimization.ts";
 import type { UnitKind } from "./units.ts";
 
 /** Cheap copies of the calibration images that the distillation sees besides the clean ones. */

@@ -4,7 +4,7 @@
 import type { ActivationTrainer } from "../quant/activation_parameters.ts";
 import type { LearningRates, WeightQuantizer } from "../quant/training_parameters.ts";
 import type { Recipe } from "./recipe.ts";
-import { OPTIMIZATION, type Optimization } from "./training.ts";
+import { OPTIMIZATION, type Optimization } from "./optimization.ts";
 import type { UnitKind } from "./units.ts";
 
 /**

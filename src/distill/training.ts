@@ -3,13 +3,7 @@
 // what the losses are.
 import { binaryForward } from "../../kernels/elementwise.ts";
 import { meanSquaredError, type MeanSquaredErrorSpec } from "../../kernels/mse.ts";
-import {
-  advanceSchedule,
-  finishStep,
-  type Schedule,
-  STATE_SEED,
-  STATE_SIZE,
-} from "../../kernels/schedule.ts";
+import { advanceSchedule, finishStep, STATE_SEED, STATE_SIZE } from "../../kernels/schedule.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
 import type { TileStorage } from "../../kernels/tile_storage.ts";
 import { Tape } from "../autograd/tape.ts";
@@ -31,7 +25,6 @@ import {
 } from "../ops/context.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { ActivationTrainer, PartialQuantization } from "../quant/activation_parameters.ts";
-import type { OptimizerSettings } from "../optim/flat_parameters.ts";
 import type { Student } from "../quant/student.ts";
 import {
   type LearningRates,
@@ -40,6 +33,7 @@ import {
 } from "../quant/training_parameters.ts";
 import { graphOf, type NetworkValues, type Part } from "./inference.ts";
 import { shapesForBatch } from "./network.ts";
+import { OPTIMIZATION, type Optimization } from "./optimization.ts";
 import { batchNormPolicy, type Recipe } from "./recipe.ts";
 
 /** What the losses of a step are recorded with. */
@@ -67,31 +61,6 @@ export interface TensorError {
   /** Of each element, in the shape of the tensor, or of each sample, [batch, 1]; 1 by default. */
   readonly importance?: Tensor;
 }
-
-/** How parameters are stepped, whatever they are. */
-export interface Optimization extends OptimizerSettings {
-  /** Of the learning rates. */
-  readonly schedule: Schedule;
-  /** Part of the steps in which the rates rise to their full height. */
-  readonly warmup: number;
-  /** Learned rounding (AdaRound): weight of its regulariser, when that starts, and its exponent. */
-  readonly rounding: {
-    readonly regularizer: number;
-    /** Part of the steps before the regulariser. */
-    readonly warmup: number;
-    readonly betaStart: number;
-    readonly betaEnd: number;
-  };
-}
-
-/** The default method's. */
-export const OPTIMIZATION: Optimization = {
-  beta1: 0.9,
-  beta2: 0.99,
-  schedule: "cosine",
-  warmup: 0.05,
-  rounding: { regularizer: 1e-4, warmup: 0.2, betaStart: 20, betaEnd: 2 },
-};
 
 /** What a step trains, on the GPU, with its optimizer. */
 export interface StepParameters extends Disposable {
