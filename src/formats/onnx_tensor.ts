@@ -121,12 +121,10 @@ function decodeInt4(
 ): NdArray<"int8"> {
   // int32_data holds the same bytes, one a number.
   const bytes = rawData.length > 0 ? rawData : Uint8Array.from(inRange(int32Data, 0, 255, error));
-  const size = checkedSize(dims, 1, 2 * bytes.length, error);
-  if (Math.ceil(size / 2) !== bytes.length) {
-    throw error(
-      `shape [${dims.join(", ")}] needs ${Math.ceil(size / 2)} bytes, found ${bytes.length}`,
-    );
-  }
+  const wrong = () =>
+    error(`shape [${dims.join(", ")}] does not go with ${bytes.length} bytes of two int4 each`);
+  const size = checkedSize(dims, 1, 2 * bytes.length, wrong);
+  if (Math.ceil(size / 2) !== bytes.length) throw wrong();
   // Shifted to the top of 32 bits and back, so that the sign is kept.
   const data = Int8Array.from({ length: size }, (_, i) => {
     return bytes[i >> 1]! << (i % 2 === 0 ? 28 : 24) >> 28;
