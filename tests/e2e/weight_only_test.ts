@@ -113,6 +113,27 @@ for (const [name, { recipe: changes, grouped = [], int4 }] of Object.entries(CAS
   });
 }
 
+Deno.test("IntegerNetwork computes a layer in float32 whose weights have scales of groups", async () => {
+  const device = await testDevice();
+  const size = { channels: 3, height: SIZE, width: SIZE };
+  const images = recogniseImages(ndArray("float32", SHAPE, IMAGE_DATA), size, "images");
+  const { student } = await distill(MODEL, { calibration: images }, {
+    method: "ptq",
+    weightBits: 4,
+    activationBits: null,
+    weightGroup: 4,
+    overrides: [{ layers: "fc", activationBits: 8 }],
+  }, { device });
+  assert.ok(student.activations.has("j"));
+  assert.equal(student.weights.get("fc.weight")!.blockSize, 4);
+  const network = prepareNetwork(student.graph, parseRecipe({}), false);
+  const { initializers } = network.teacher.graph;
+  using values = new NetworkValues(device, initializers, student.activations);
+  using integers = new IntegerNetwork(device, student);
+  const simulated = await predict(device, network, values, images, parseRecipe({}));
+  assertSame(await integers.predict(images), simulated, "IntegerNetwork");
+});
+
 function assertSame(found: Float32Array, expected: Float32Array, label: string): void {
   // float32 sums of at most 90 products, logits of size 10
   assertClose(found, expected, { rtol: 1e-5, atol: 5e-5 }, label);
