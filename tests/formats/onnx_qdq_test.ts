@@ -228,7 +228,7 @@ for (const blockSize of [undefined, 2, 3]) {
   }
 }
 
-Deno.test("exportOnnx() keeps int8 and opset 13 for 5-bit weights, and beside quantized activations", () => {
+Deno.test("exportOnnx() keeps int8 and opset 13 for wider codes, and beside quantized activations", () => {
   const options = { channels: 3, outChannels: 5, group: 1 };
   const few = (model: QuantizedGraph, bits: number): QuantizedGraph => {
     const w = { ...randomCodes(1, [5, 3, 3, 3], 0, bits), bits };
@@ -236,7 +236,9 @@ Deno.test("exportOnnx() keeps int8 and opset 13 for 5-bit weights, and beside qu
   };
   const float = convolution({ ...options, activations: {} });
   const both = convolution({ ...options, activations: { x: X8 } });
-  for (const model of [few(float, 5), few(both, 4)]) {
+  const odd = few(float, 4);
+  odd.weights.get("w")!.values.data.set([-15, 15]);
+  for (const model of [few(float, 5), few(both, 4), odd]) {
     const { graph, opsetImport } = fromBinary(ModelProtoSchema, exportOnnx(model));
     assert.equal(opsetImport[0]?.version, 13n);
     const stored = graph!.initializer.find(({ name }) => name === "w_quantized")!;
