@@ -1,9 +1,8 @@
 // The command line of `deno task compare`: the flags of `deno task distill`, and rows, columns and seeds of the table.
 import { nearestName } from "../core/nearest_name.ts";
 import { checkRecipePart, RECIPE_FIELDS } from "../distill/recipe.ts";
-import { VERSION } from "../distill/report.ts";
+import { bitsName, VERSION } from "../distill/report.ts";
 import {
-  bitsName,
   type BitWidths,
   type ComparisonRow,
   repeated,
@@ -37,7 +36,8 @@ const COMMAND: CommandFlags = {
     },
     bits: {
       value: "W/A,W/A,..",
-      about: `columns: bits of weights/activations (default ${DEFAULTS.bits})`,
+      about:
+        `columns: bits of weights/activations, 4/32 = float activations (default ${DEFAULTS.bits})`,
     },
     seeds: { value: "N,N,..", about: `seeds of each cell (default ${DEFAULTS.seeds})` },
     out: {
@@ -154,10 +154,15 @@ function splitTerm(term: string, first: boolean): [key: string, value: string | 
 
 function bitsOf(word: string): BitWidths {
   const [, weightBits, activationBits] = /^(\d+)\/(\d+)$/.exec(word) ?? [];
-  const bits = { weightBits: Number(weightBits), activationBits: Number(activationBits) };
+  const bits = {
+    weightBits: Number(weightBits),
+    activationBits: activationBits === "32" ? null : Number(activationBits),
+  };
   if (checkRecipePart(bits) === undefined) return bits;
   const found = JSON.stringify(word);
-  throw new UsageError(`--bits: found ${found}, expected W/A such as 4/8, both from 2 to 8`);
+  throw new UsageError(
+    `--bits: found ${found}, expected W/A such as 4/8, both from 2 to 8, or 4/32`,
+  );
 }
 
 function seedOf(word: string): number {

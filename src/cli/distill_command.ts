@@ -5,6 +5,7 @@ import type { distill, DistillOptions, RecognisedData } from "../distill/distill
 import type { planRun, RunPlan } from "../distill/dry_run.ts";
 import { planText } from "../distill/plan_text.ts";
 import type { Recipe } from "../distill/recipe.ts";
+import { bitsName } from "../distill/report.ts";
 import {
   layerTable,
   type NetworkRow,
@@ -240,8 +241,8 @@ export function describeInputs(data: RecognisedData, printer: ProgressPrinter): 
   }
 }
 
-function rowName({ method, weightBits, activationBits }: Recipe): string {
-  return `${method}-w${weightBits}a${activationBits}`;
+function rowName(recipe: Recipe): string {
+  return `${recipe.method}-${bitsName(recipe).toLowerCase()}`;
 }
 
 function runName(recipe: Recipe): string {

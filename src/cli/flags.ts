@@ -296,6 +296,7 @@ function overrideOf(flag: string, word: string): Override {
       throw wrong(`found ${JSON.stringify(setting)}, expected KEY:VALUE`);
     }
     if (value === "true" || value === "false") return [key, value === "true"];
+    if (value === "null") return [key, null];
     return [key, /^\d+$/.test(value) ? Number(value) : value];
   });
   const entries = [subject, ...settings];

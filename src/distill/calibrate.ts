@@ -66,6 +66,8 @@ export async function calibrate(
   images: RowSet,
   { observer: name, grid = "auto", ...options }: CalibrationOptions,
 ): Promise<ActivationState[]> {
+  // Nothing to observe, so the teacher need not run.
+  if (network.activationBits.size === 0) return [];
   const observer: Observer = OBSERVER_OF_RECIPE[name];
   const observed = { ...options, observer };
   const statistics = await observeActivations(device, network, values, images, observed);

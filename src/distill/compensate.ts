@@ -45,7 +45,7 @@ export async function compensateLayers(
   for (const node of part.nodes) {
     const layer = student.layers.get(node.name);
     if (layer === undefined) continue;
-    if (layer.latent.data.length / layer.logScale.length > MOST_WEIGHTS) continue;
+    if (layer.latent.data.length / layer.latent.shape[layer.axis]! > MOST_WEIGHTS) continue;
     signal?.throwIfAborted();
     student.setLayer(compensateLayer(layer, await hessians(session, part, node, frontier)));
   }

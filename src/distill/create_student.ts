@@ -1,5 +1,5 @@
 // The student before any training: the teacher's weights, the best grid for each channel, the calibrated quantizers.
-import type { NdArray } from "../core/nd_array.ts";
+import { type NdArray, ndArray } from "../core/nd_array.ts";
 import { numberAttribute } from "../graph/attributes.ts";
 import type { Node } from "../graph/graph.ts";
 import {
@@ -9,6 +9,7 @@ import {
   Student,
 } from "../quant/student.ts";
 import { channelQParams, emptyQParams, type QParams, setChannel } from "../quant/qparams.ts";
+import { groupRows, type WeightGroups, weightGroups } from "../quant/weight_groups.ts";
 import { searchWeightQParams } from "../quant/weight_search.ts";
 import { type InputPowers, weightImportance } from "./input_powers.ts";
 import type { Network } from "./network.ts";
@@ -18,7 +19,7 @@ import type { Recipe } from "./recipe.ts";
 /** What of a recipe decides the start of the weights' scales. */
 export type WeightRecipe =
   & Pick<Recipe, "method" | "weightGrid" | "weightObserver">
-  & Partial<Pick<Recipe, "weightExponent" | "weightGranularity">>;
+  & Partial<Pick<Recipe, "weightExponent" | "weightGranularity" | "weightGroup">>;
 
 /**
  * Makes a student.
@@ -57,6 +58,8 @@ function layerState(
   const latent = graph.initializers.get(weight) as NdArray<"float32">;
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
+  const { weightGroup = null } = recipe;
+  const groups = weightGroup === null ? undefined : weightGroups(layout, weightGroup);
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
@@ -69,6 +72,7 @@ function layerState(
     latent,
     layout,
     axis,
+    ...(groups && { groups }),
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
   return searchGrid(layer, bits, recipe, powers);
@@ -99,27 +103,41 @@ export function searchGrid(
     bits,
     recipe,
     power,
+    layer.groups,
   );
   return { ...layer, bits, logScale: scale.map(Math.log), quantMin, quantMax };
 }
 
-/** Scales and grids of a layer's output channels; of one for the whole layer, every channel has a copy. */
+/** Scales and grids of a layer's output channels or groups; of one for the whole layer, every channel has a copy. */
 function weightQParams(
   latent: NdArray<"float32">,
   axis: number,
   bits: number,
   recipe: WeightRecipe,
   power: Float64Array | undefined,
+  groups: WeightGroups | undefined,
 ): QParams {
   const { weightObserver, weightExponent = 2.4, weightGranularity } = recipe;
   const isShared = weightGranularity === "tensor";
+  // `distill` measures the powers of every layer's input where the recipe says "hessian".
+  const importance = weightObserver === "hessian"
+    ? weightImportance(latent.shape, axis, power!)
+    : undefined;
+  const observed = weightObserver === "hessian"
+    ? { p: 2 }
+    : { observer: weightObserver, p: weightExponent };
+  const options = { bits, grid: weightGridFor(recipe, bits), ...observed };
+  if (groups) {
+    const rowsOf = (values: Float64Array<ArrayBuffer>) =>
+      groupRows(ndArray("float64", latent.shape, values), groups).data;
+    return searchWeightQParams(groupRows(latent, groups), 0, {
+      ...options,
+      ...(importance && { importance: rowsOf(importance) }),
+    });
+  }
   const qparams = searchWeightQParams(latent, isShared ? -1 : axis, {
-    bits,
-    grid: weightGridFor(recipe, bits),
-    // `distill` measures the powers of every layer's input where the recipe says "hessian".
-    ...(weightObserver === "hessian"
-      ? { p: 2, importance: weightImportance(latent.shape, axis, power!) }
-      : { observer: weightObserver, p: weightExponent }),
+    ...options,
+    ...(importance && { importance }),
   });
   if (!isShared) return qparams;
   const channels = emptyQParams(latent.shape[axis]!);

@@ -279,10 +279,14 @@ function outputBits(network: Network, layer: string): number | null {
   return network.activationBits.get(layerEnds(network).get(layer) ?? "") ?? null;
 }
 
-/** Bytes of weights at their bit width and biases at 32 bits, packed. */
-function weightBytes({ weights, biases }: QuantizedGraph): number {
+/** Bytes of weights at their bit width and biases at 32 bits, packed; of layers that stay float nothing. */
+function weightBytes({ graph, weights }: QuantizedGraph): number {
   let bits = 0;
-  for (const { values, bits: width } of weights.values()) bits += values.data.length * width;
-  for (const { values } of biases.values()) bits += values.data.length * 32;
+  for (const { inputs: [, weight = "", bias = ""] } of graph.nodes) {
+    const tensor = weights.get(weight);
+    if (tensor === undefined) continue;
+    bits += tensor.values.data.length * tensor.bits;
+    bits += (graph.initializers.get(bias)?.data.length ?? 0) * 32;
+  }
   return Math.ceil(bits / 8);
 }

@@ -63,7 +63,8 @@ export interface RunPlan {
   readonly model: string;
   readonly method: string;
   readonly weightBits: number;
-  readonly activationBits: number;
+  /** `null` where they stay float. */
+  readonly activationBits: number | null;
   readonly layers: readonly PlannedLayer[];
   readonly units: readonly PlannedUnit[];
   /** Inputs trained on, versions of each, inputs held out, inputs evaluated. */

@@ -82,7 +82,8 @@ export class IntegerValues implements Disposable {
    * The integers of a layer.
    *
    * @param node Conv or Gemm
-   * @returns undefined when its input, weight or bias is not quantized, or the bias has a scale of its own
+   * @returns undefined when its input, weight or bias is not quantized, the bias has a scale of its own or the weight
+   * scales of blocks
    * @throws RangeError when a sum could leave int32
    */
   layer(node: Node): IntegerLayer | undefined {
@@ -92,7 +93,8 @@ export class IntegerValues implements Disposable {
     const input = this.#student.activations.get(inputName);
     const weight = this.#student.weights.get(weightName);
     const layout = this.#network.teacher.layouts.get(weightName);
-    if (!input || !layout || !weight || !this.#isAsFrozen(weightName, weight)) return undefined;
+    if (!input || !layout || !weight || weight.blockSize !== undefined) return undefined;
+    if (!this.#isAsFrozen(weightName, weight)) return undefined;
     const outputs = layout.finalShape[layout.channelAxis]!;
     const scale = Float32Array.from(
       { length: outputs },

@@ -15,7 +15,8 @@ import { prepareWeights, type WeightPreparation } from "./prepare_weights.ts";
 /** Bits of a network's quantizers. */
 export interface BitWidths extends LayerRules {
   readonly weightBits: number;
-  readonly activationBits: number;
+  /** `null` leaves activations float. */
+  readonly activationBits: number | null;
   /** Weights of the first and the last layer, and the activations only they read. */
   readonly firstLastBits: number;
 }
@@ -48,6 +49,9 @@ export interface Network {
 const LAYERS: ReadonlySet<string> = new Set(["Conv", "Gemm"]);
 /** Operators that compute on integers once their input is quantized. */
 const POOLS: ReadonlySet<string> = new Set(["AveragePool", "GlobalAveragePool", "ReduceMean"]);
+
+/** More bits than any quantizer has. */
+const FLOAT = Infinity;
 
 /**
  * Makes a network ready.
@@ -214,13 +218,18 @@ function assignBits(
       ? !LAYERS.has(node.opType) && fed.length > 0 && quantized.length === 0
       : !own.quantize;
     if (isFloat) continue;
-    const common = quantized.every((name) => outer.has(name)) ? firstLastBits : activationBits;
-    const wanted = (name: string) => settings.get(name)?.activationBits ?? common;
+    const isOuterOnly = quantized.every((name) => outer.has(name));
+    const common = activationBits !== null && isOuterOnly ? firstLastBits : activationBits;
+    const wanted = (name: string) => {
+      const own = settings.get(name)?.activationBits;
+      return (own === undefined ? common : own) ?? FLOAT;
+    };
     // What a pooling reads has the bits of the layers behind it.
     const behind = LAYERS.has(node.opType) || own?.activationBits !== undefined ? [] : quantized;
     const asked = behind.length > 0 ? Math.max(...behind.map(wanted)) : wanted(node.name);
     activations.set(tensor, Math.max(asked, activations.get(tensor) ?? 0));
   }
+  for (const [tensor, bits] of activations) if (bits === FLOAT) activations.delete(tensor);
   return { weightBits: weights, activationBits: activations, settings };
 }
 

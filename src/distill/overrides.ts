@@ -32,8 +32,11 @@ export interface Override {
   readonly operators?: OverrideOperator;
   /** Bits of the weights, 2 to 8. */
   readonly weightBits?: number;
-  /** Bits of the tensor that the layer reads, 2 to 8; the most that any of its readers asks for count. */
-  readonly activationBits?: number;
+  /**
+   * Bits of the tensor that the layer reads, 2 to 8; the most that any of its readers asks for count, and `null`, which
+   * leaves it float, is more than any.
+   */
+  readonly activationBits?: number | null;
   /** Integer codes a weight channel may use. */
   readonly weightGrid?: Recipe["weightGrid"];
   /** How the weights' scales start. */

@@ -1,6 +1,6 @@
 // The plan of a dry run for people.
 import type { PlannedLayer, PlannedUnit, RunPlan } from "./dry_run.ts";
-import { alignedTable, printable } from "./report.ts";
+import { alignedTable, bitsName, printable } from "./report.ts";
 
 /**
  * The plan as text.
@@ -18,7 +18,7 @@ export function planText(plan: RunPlan): string {
   const where = residence === "gpu" ? "on the GPU" : "in host memory";
   const stored = compact ? "float16 and codes" : "float32";
   const parts = [
-    `${plan.method} W${plan.weightBits}A${plan.activationBits}, a dry run: nothing is made`,
+    `${plan.method} ${bitsName(plan)}, a dry run: nothing is made`,
     `network      ${weighted.length} layer${weighted.length === 1 ? "" : "s"}${
       float > 0 ? `, ${float} of them float` : ""
     }, ${count(macs)} multiply-accumulates an input, ${count(weights)} weights`,

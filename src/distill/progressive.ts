@@ -57,7 +57,7 @@ function atBits(session: Session, bits: number): Session {
   const raised: Recipe = {
     ...recipe,
     weightBits: Math.max(bits, recipe.weightBits),
-    activationBits: Math.max(bits, recipe.activationBits),
+    activationBits: recipe.activationBits && Math.max(bits, recipe.activationBits),
     batchNorm: batchNormPolicy(recipe),
   };
   return { ...session, recipe: raised, network: withBits(session.network, raised) };

@@ -51,10 +51,12 @@ export interface Recipe {
     | "eptq";
   /** Bits of the weights, 2 to 8. */
   readonly weightBits: number;
-  /** Bits of the activations, 2 to 8. */
-  readonly activationBits: number;
-  /** Bits of the first and the last layer, 2 to 8. */
+  /** Bits of the activations, 2 to 8; `null` = they stay float, only weights are quantized. */
+  readonly activationBits: number | null;
+  /** Bits of the first and the last layer, 2 to 8; of their weights only where activations stay float. */
   readonly firstLastBits: number;
+  /** Input weights of an output channel that share a scale, in the order of the file; `null` = all of them. */
+  readonly weightGroup: number | null;
   /** Calibration inputs used. */
   readonly samples: number;
   /** Fraction of them held out to accept or roll back a unit. */

@@ -30,7 +30,7 @@ export function batchNormPolicy(recipe: Recipe): Exclude<Recipe["batchNorm"], "a
   if (foldedOnly(recipe) !== undefined) return "folded";
   if (method === "qat") return "frozen";
   if (!LIVE_BATCH_NORM.has(method)) return "folded";
-  return Math.min(weightBits, activationBits) >= 3 ? "folded" : "live";
+  return Math.min(weightBits, activationBits ?? weightBits) >= 3 ? "folded" : "live";
 }
 
 /**
@@ -65,7 +65,7 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: 'method "qat" trains with labels, expected a file of them',
     };
   }
-  const { method, weightRounding, weightGranularity } = recipe;
+  const { method, weightRounding, weightGranularity, weightGroup } = recipe;
   if (weightGranularity === "tensor" && method !== "ptq") {
     return {
       key: "weightGranularity",
@@ -78,6 +78,10 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       key: "weightGranularity",
       detail: `found "tensor" with batchNorm "${recipe.batchNorm}", expected auto or folded`,
     };
+  }
+  const grouped = weightGroup === null ? undefined : groupProblem(recipe);
+  if (grouped !== undefined) {
+    return { key: "weightGroup", detail: `found ${weightGroup} ${grouped}` };
   }
   if (weightRounding === "gptq" && WHOLE_NETWORK.has(method)) {
     return {
@@ -127,7 +131,7 @@ function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
   if (method !== "qat" && progressive.length > 0) {
     return { key: "progressive", detail: `found bits with method "${method}", expected qat` };
   }
-  const last = Math.min(weightBits, activationBits);
+  const last = Math.min(weightBits, activationBits ?? weightBits);
   const falls = [...progressive, last].every((bits, i, all) => i === 0 || bits < all[i - 1]!);
   if (!falls) {
     return {
@@ -144,11 +148,26 @@ function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
   return undefined;
 }
 
+/** What a recipe with scales of groups may not have beside them. */
+function groupProblem(
+  { activationBits, method, weightGranularity }: Recipe,
+): string | undefined {
+  if (activationBits !== null) {
+    return `with activationBits ${activationBits}, expected null: groups are for weights alone`;
+  }
+  if (method !== "ptq") {
+    return `with method "${method}", which trains a scale a channel, expected ptq`;
+  }
+  if (weightGranularity === "tensor") return 'with weightGranularity "tensor", expected channel';
+  return undefined;
+}
+
 /** The first key that asks for something that works on folded weights only. */
 function foldedOnly(recipe: Recipe): keyof Recipe | undefined {
   if (recipe.equalization !== "none") return "equalization";
   if (recipe.absorbBiases) return "absorbBiases";
   if (recipe.biasCorrection !== "none") return "biasCorrection";
   if (recipe.migration !== null) return "migration";
+  if (recipe.weightGroup !== null) return "weightGroup";
   return recipe.weightGranularity === "tensor" ? "weightGranularity" : undefined;
 }

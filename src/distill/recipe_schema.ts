@@ -45,8 +45,12 @@ const globalSchema = z.strictObject({
     "how the student is made; those behind joint have the constants of the published methods",
   ),
   weightBits: bits("bits of the weights"),
-  activationBits: bits("bits of the activations"),
+  activationBits: z.int().min(2).max(8).nullable().default(8)
+    .describe("bits of the activations; null = they stay float (weight-only)"),
   firstLastBits: bits("bits of the first and the last layer"),
+  weightGroup: z.int().min(2).nullable().default(null).describe(
+    'input channels whose weights share a scale, with --activation-bits null and method "ptq"; null = all',
+  ),
   samples: z.int().min(1).default(1024).describe("calibration inputs used"),
   heldOut: z.number().min(0).max(0.5).default(0.125)
     .describe("fraction of them held out to accept or roll back a unit"),

@@ -66,8 +66,8 @@ export interface Report {
   readonly method: string;
   /** Bits of the weights, first and last layer aside. */
   readonly weightBits: number;
-  /** Bits of the activations, first and last layer aside. */
-  readonly activationBits: number;
+  /** Bits of the activations, first and last layer aside; `null` where they stay float. */
+  readonly activationBits: number | null;
   /** Seed of every random choice. */
   readonly seed: number;
   /** Whether the activations of all samples were kept in host memory, because they need more than memoryBudget. */
@@ -114,13 +114,25 @@ export function networkRows(report: Report): [teacher: NetworkRow, student: Netw
       seconds: null,
     },
     {
-      name: `${report.method} W${report.weightBits}A${report.activationBits}`,
+      name: `${report.method} ${bitsName(report)}`,
       top1: network.top1Student,
       top1Teacher,
       sizeBytes: network.sizeBytes?.int8 ?? null,
       seconds: seconds.total,
     },
   ];
+}
+
+/**
+ * The bits of a student in a few letters.
+ *
+ * @param bits those of a recipe, a report or a plan
+ * @returns for example `W4A8`, `W4A32` where activations stay float32
+ */
+export function bitsName(
+  { weightBits, activationBits }: Pick<Report, "weightBits" | "activationBits">,
+): string {
+  return `W${weightBits}A${activationBits ?? 32}`;
 }
 
 /**

@@ -6,8 +6,8 @@ import type { NdArray } from "../core/nd_array.ts";
 import type { Graph, ValueInfo } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
 import { encodeAttribute } from "./onnx_attribute.ts";
-import { insertQdq, QDQ_OPSET } from "./onnx_qdq.ts";
-import { encodeTensor, ONNX_TYPES } from "./onnx_tensor.ts";
+import { insertQdq, qdqOpset } from "./onnx_qdq.ts";
+import { encodeInt4Tensor, encodeTensor, ONNX_TYPES } from "./onnx_tensor.ts";
 import { upgradeOpset } from "./opset_upgrade.ts";
 
 /** Options of {@linkcode exportOnnx}. */
@@ -19,21 +19,22 @@ export interface ExportOnnxOptions {
 }
 
 /**
- * Writes a network as an ONNX file: a plain graph as it is, a quantized one as QDQ in opset 13 or the graph's, if later.
+ * Writes a network as an ONNX file: a plain graph as it is, a quantized one as QDQ in opset 13 or the graph's, if later;
+ * weights of at most 4 bits beside float activations, and scales of blocks, take opset 21.
  *
  * @param model float or quantized network
  * @param options producer version and metadata
  * @returns the file
  * @throws RangeError when a quantizer names a tensor the graph does not have or its numbers contradict each other
- * @throws UnsupportedError when a quantized graph older than opset 13 uses an operator that changed until then
+ * @throws UnsupportedError when a quantized graph of an older opset uses an operator that changed until then
  */
 export function exportOnnx(
   model: Graph | QuantizedGraph,
   { producerVersion = "", metadata = new Map() }: ExportOnnxOptions = {},
 ): Uint8Array<ArrayBuffer> {
   const graph = "graph" in model
-    ? insertQdq({ ...model, graph: upgradeOpset(model.graph, QDQ_OPSET) })
-    : model;
+    ? insertQdq({ ...model, graph: upgradeOpset(model.graph, qdqOpset(model)) })
+    : { ...model, int4: new Set<string>() };
   const proto = create(ModelProtoSchema, {
     irVersion: BigInt(irVersionOf(graph.opset)),
     producerName: "stilla",
@@ -50,7 +51,12 @@ export function exportOnnx(
         attribute: Object.entries(node.attributes)
           .map(([name, value]) => encodeAttribute(name, value)),
       })),
-      initializer: usedInitializers(graph).map(([name, array]) => encodeTensor(name, array)),
+      initializer: usedInitializers(graph).map(([name, array]) =>
+        // insertQdq names int8 arrays only.
+        graph.int4.has(name)
+          ? encodeInt4Tensor(name, array as NdArray<"int8">)
+          : encodeTensor(name, array)
+      ),
       input: graph.inputs.map(encodeValueInfo),
       output: graph.outputs.map(encodeValueInfo),
     },

@@ -3,22 +3,52 @@
 // Q/DQ pair after its producer:
 //   conv.weight_quantized (int8), _scale, _zero_point -> DequantizeLinear -> conv.weight -> Conv -> relu1
 //   relu1 -> [Clip] -> QuantizeLinear -> relu1_quantized -> DequantizeLinear -> relu1_dequantized -> consumers
-import { type NdArray, ndArray } from "../core/nd_array.ts";
+// Where all activations stay float nothing computes on int8, so codes of at most 4 bits are stored as INT4.
+import { type NdArray, ndArray, sizeOf } from "../core/nd_array.ts";
 import type { Attribute, Graph, Node } from "../graph/graph.ts";
-import type { ActivationQParams, QTensor, QuantizedGraph } from "../graph/quantized_graph.ts";
+import {
+  type ActivationQParams,
+  type QTensor,
+  type QuantizedGraph,
+  scaleIndices,
+  scaleShape,
+} from "../graph/quantized_graph.ts";
 import { tensorNames, UniqueNames } from "./unique_names.ts";
 
-/** The first opset with per-axis DequantizeLinear. */
-export const QDQ_OPSET = 13;
+/** The first opset with per-axis DequantizeLinear, and the first with INT4 and scales of blocks. */
+const QDQ_OPSET = 13, INT4_OPSET = 21;
+
+/** Bits of a code that INT4 can hold. */
+const INT4_BITS = 4;
+
+/** A graph with integers. */
+export interface QdqGraph extends Graph {
+  /** Names of the int8 initializers that are stored as INT4. */
+  readonly int4: ReadonlySet<string>;
+}
+
+/**
+ * The opset that a quantized network is written in, at least.
+ *
+ * @param model a frozen student
+ * @returns 13, or 21 where weights have few bits and activations none, or scales are those of blocks
+ */
+export function qdqOpset(model: QuantizedGraph): 13 | 21 {
+  const weights = [...model.weights.values()];
+  const needsLater = weights.some((weight) =>
+    weight.blockSize !== undefined || isInt4(weight, model)
+  );
+  return needsLater ? INT4_OPSET : QDQ_OPSET;
+}
 
 /**
  * Writes the quantizers of a network into its graph.
  *
- * @param model a frozen student whose graph has opset 13 or later
+ * @param model a frozen student whose graph has the opset of {@linkcode qdqOpset} or a later one
  * @returns the same network with integer initializers and Q/DQ nodes; initializers nothing reads any more are gone
  * @throws RangeError when a quantizer names a tensor the graph does not have or its numbers contradict each other
  */
-export function insertQdq(model: QuantizedGraph): Graph {
+export function insertQdq(model: QuantizedGraph): QdqGraph {
   const { graph, activations } = model;
   const writer = new QdqWriter(graph);
   const constants = new Map([...model.weights, ...model.biases]);
@@ -46,7 +76,8 @@ export function insertQdq(model: QuantizedGraph): Graph {
     for (const input of node.inputs) {
       const tensor = constants.get(input);
       if (tensor === undefined || written.has(input)) continue;
-      writer.constant(input, tensor);
+      if (isInt4(tensor, model)) writer.constantInt4(input, tensor);
+      else writer.constant(input, tensor);
       written.add(input);
     }
     // A quantized graph output keeps its name for the dequantized value; what the node makes gets a new one.
@@ -69,13 +100,14 @@ export function insertQdq(model: QuantizedGraph): Graph {
   const read = new Set([...writer.nodes.flatMap((node) => node.inputs), ...outputs]);
   const kept = [...graph.initializers, ...writer.initializers]
     .filter(([name]) => read.has(name) && !written.has(name));
-  return { ...graph, nodes: writer.nodes, initializers: new Map(kept) };
+  return { ...graph, nodes: writer.nodes, initializers: new Map(kept), int4: writer.int4 };
 }
 
 /** Appends nodes and initializers under names that are not taken. */
 class QdqWriter {
   readonly nodes: Node[] = [];
   readonly initializers = new Map<string, NdArray>();
+  readonly int4 = new Set<string>();
   readonly #tensorNames: UniqueNames;
   readonly #nodeNames: UniqueNames;
 
@@ -89,9 +121,10 @@ class QdqWriter {
     return this.#tensorNames.reserve(name);
   }
 
-  /** Integer initializer and the DequantizeLinear that gives the tensor `name`. */
-  constant(name: string, { values, scale, zeroPoint, axis }: QTensor): void {
-    const shape = axis < 0 ? [] : [scale.length];
+  /** Integer initializer and the DequantizeLinear that gives the tensor `name`; returns the names of its inputs. */
+  constant(name: string, tensor: QTensor): string[] {
+    const { values, scale, zeroPoint, axis, blockSize } = tensor;
+    const shape = scaleShape(values.shape, tensor);
     const inputs = [
       this.#initializer(`${name}_quantized`, values),
       this.#initializer(`${name}_scale`, ndArray("float32", shape, scale)),
@@ -102,7 +135,17 @@ class QdqWriter {
         this.#initializer(`${name}_zero_point`, ndArray("int8", shape, Int8Array.from(zeroPoint))),
       );
     }
-    this.#node("DequantizeLinear", name, inputs, name, axis < 0 ? {} : { axis });
+    this.#node("DequantizeLinear", name, inputs, name, {
+      ...(axis >= 0 && { axis }),
+      ...(blockSize !== undefined && { block_size: blockSize }),
+    });
+    return inputs;
+  }
+
+  /** As {@linkcode constant}, in half the bytes. */
+  constantInt4(name: string, tensor: QTensor): void {
+    const inputs = this.constant(name, asInt4(tensor));
+    for (const array of [inputs[0]!, inputs[2]!]) this.int4.add(array);
   }
 
   /** Q/DQ pair that turns `from` into `to`; the new tensors are named after `name`. */
@@ -152,6 +195,40 @@ class QdqWriter {
   }
 }
 
+/** Whether a weight is stored as INT4. */
+function isInt4(tensor: QTensor, { activations }: QuantizedGraph): boolean {
+  if (activations.size > 0 || tensor.values.dtype !== "int8" || tensor.bits > INT4_BITS) {
+    return false;
+  }
+  const { low, high } = extremes(tensor);
+  // DoReFa's codes are the odd ones of twice the range.
+  return low.every((lowest, c) => high[c]! - lowest < 2 ** INT4_BITS);
+}
+
+/** The same values with codes from -8 to 7: those of mirrored and offset grids are moved by the zero point. */
+function asInt4(tensor: QTensor): QTensor {
+  const { values } = tensor;
+  const { indices, low, high } = extremes(tensor);
+  const zeroPoint = low.map((lowest, c) => Math.min(7 - high[c]!, 0) + Math.max(-8 - lowest, 0));
+  const codes = Int8Array.from(values.data, (code, i) => code + zeroPoint[indices[i]!]!);
+  return { ...tensor, values: ndArray("int8", values.shape, codes), zeroPoint };
+}
+
+/** Lowest and highest code of each scale, 0 among them, and which scale a code has. */
+function extremes(
+  tensor: QTensor,
+): Record<"indices" | "low" | "high", Int32Array> {
+  const { values, scale } = tensor;
+  const indices = scaleIndices(values.shape, tensor);
+  const low = new Int32Array(scale.length), high = new Int32Array(scale.length);
+  values.data.forEach((code, i) => {
+    const c = indices[i]!;
+    low[c] = Math.min(low[c]!, code);
+    high[c] = Math.max(high[c]!, code);
+  });
+  return { indices, low, high };
+}
+
 /** Lowest and highest code of the type an activation is stored in. */
 function storageRange({ quantMin }: ActivationQParams): readonly [number, number] {
   return quantMin >= 0 ? [0, 255] : [-128, 127];
@@ -173,9 +250,10 @@ function checkActivation(name: string, qparams: ActivationQParams): void {
 
 function checkQTensor(
   name: string,
-  { values, scale, zeroPoint, axis }: QTensor,
+  tensor: QTensor,
   graph: Graph,
 ): void {
+  const { values, scale, zeroPoint, axis } = tensor;
   const original = graph.initializers.get(name);
   if (original === undefined) {
     throw new RangeError(`Cannot quantize "${name}": the graph has no such initializer`);
@@ -186,7 +264,7 @@ function checkQTensor(
         `the initializer has [${original.shape.join(", ")}]`,
     );
   }
-  const channels = axis < 0 ? 1 : values.shape[axis];
+  const channels = sizeOf(scaleShape(values.shape, tensor));
   if (scale.length !== channels || zeroPoint.length !== channels) {
     throw new RangeError(
       `Cannot quantize "${name}": ${scale.length} scales and ${zeroPoint.length} zero points, ` +

@@ -60,7 +60,7 @@ export function readElementType(
  *
  * @param tensor as in the file
  * @param error makes the error of the place
- * @returns the array; the data is a copy
+ * @returns the array; the data is a copy, INT4 becomes int8
  * @throws what `error` makes: external data, unsupported type, shape and data that differ, NaN, or infinity in anything
  *   but a scalar (a scalar may be the open bound of a Clip)
  */
@@ -71,6 +71,7 @@ export function decodeTensor(tensor: TensorProto, error: (detail: string) => Err
   if (tensor.segment !== undefined) {
     throw error("the tensor is in segments, which is not supported");
   }
+  if (tensor.dataType === TensorProto_DataType.INT4) return decodeInt4(tensor, error);
   const type = readElementType(tensor.dataType, error);
   const data = tensor.rawData.length > 0
     ? decodeRaw(tensor, type, error)
@@ -81,6 +82,20 @@ export function decodeTensor(tensor: TensorProto, error: (detail: string) => Err
     throw error(`element ${bad} is ${data[bad]}, expected finite numbers`);
   }
   return ndArray(decodedDType(type), shape, data);
+}
+
+/**
+ * Encodes integers from -8 to 7 as INT4, two a byte, the first in the low half.
+ *
+ * @param name name of the tensor
+ * @param array the integers
+ * @returns the message
+ */
+export function encodeInt4Tensor(name: string, { shape, data }: NdArray<"int8">): TensorProto {
+  const rawData = new Uint8Array(Math.ceil(data.length / 2));
+  data.forEach((value, i) => rawData[i >> 1]! |= (value & 15) << (4 * (i & 1)));
+  const dims = shape.map(BigInt);
+  return create(TensorProtoSchema, { name, dims, dataType: TensorProto_DataType.INT4, rawData });
 }
 
 /**
@@ -97,6 +112,24 @@ export function encodeTensor(name: string, array: NdArray): TensorProto {
     dataType: ONNX_TYPES[array.dtype],
     rawData: encodeElements(array.data),
   });
+}
+
+/** INT4 becomes int8. */
+function decodeInt4(
+  { dims, rawData, int32Data }: TensorProto,
+  error: (detail: string) => Error,
+): NdArray<"int8"> {
+  // int32_data holds the same bytes, one a number.
+  const bytes = rawData.length > 0 ? rawData : Uint8Array.from(inRange(int32Data, 0, 255, error));
+  const wrong = () =>
+    error(`shape [${dims.join(", ")}] does not go with ${bytes.length} bytes of two int4 each`);
+  const size = checkedSize(dims, 1, 2 * bytes.length, wrong);
+  if (Math.ceil(size / 2) !== bytes.length) throw wrong();
+  // Shifted to the top of 32 bits and back, so that the sign is kept.
+  const data = Int8Array.from({ length: size }, (_, i) => {
+    return bytes[i >> 1]! << (i % 2 === 0 ? 28 : 24) >> 28;
+  });
+  return ndArray("int8", dims.map(Number), data);
 }
 
 function decodeRaw(

@@ -1,5 +1,6 @@
-// Rewrites a graph of opset 7 to 12 as opset 13, which per-axis QDQ needs. The rules are the version notes of
-// onnx/docs/Changelog.md: most operators only gained types; the ones below moved attributes to inputs or changed meaning.
+// Rewrites a graph of opset 7 to 12 as opset 13, which per-axis QDQ needs, and one of opset 13 to 20 as 21, which INT4
+// and blocked QDQ need. The rules are the version notes of onnx/docs/Changelog.md: most operators only gained types; the
+// ones below moved attributes to inputs or changed meaning.
 import { UnsupportedError } from "../core/errors.ts";
 import { type NdArray, ndArray } from "../core/nd_array.ts";
 import type { Attribute, Graph, Node } from "../graph/graph.ts";
@@ -9,11 +10,21 @@ import { tensorNames, UniqueNames } from "./unique_names.ts";
  * Raises the opset of a graph.
  *
  * @param graph opset 7 or later
- * @param opset 13
+ * @param opset what it is to have at least
  * @returns the graph itself when its opset is high enough, else a graph that computes the same
  * @throws UnsupportedError naming the node of an operator that has no rule here
  */
-export function upgradeOpset(graph: Graph, opset: 13): Graph {
+export function upgradeOpset(graph: Graph, opset: 13 | 21): Graph {
+  const at13 = raise(graph, 13, UPGRADES, UNCHANGED);
+  return opset === 13 ? at13 : raise(at13, 21, LATER_UPGRADES, LATER_UNCHANGED);
+}
+
+function raise(
+  graph: Graph,
+  opset: number,
+  upgrades: ReadonlyMap<string, Upgrade>,
+  unchanged: ReadonlySet<string>,
+): Graph {
   if (graph.opset >= opset) return graph;
   const initializers = new Map(graph.initializers);
   const names = new UniqueNames(tensorNames(graph));
@@ -24,13 +35,13 @@ export function upgradeOpset(graph: Graph, opset: 13): Graph {
     return name;
   };
   const nodes = graph.nodes.flatMap((node): Node[] => {
-    if (UNCHANGED.has(node.opType)) return [node];
-    const upgrade = UPGRADES.get(node.opType);
+    const upgrade = upgrades.get(node.opType);
+    if (upgrade === undefined && unchanged.has(node.opType)) return [node];
     if (upgrade === undefined) {
       throw new UnsupportedError(
         node.opType,
         node.name,
-        `cannot be raised from opset ${graph.opset} to ${opset}, convert the model to opset 13 first`,
+        `cannot be raised from opset ${graph.opset} to ${opset}, convert the model to opset ${opset} first`,
       );
     }
     return upgrade(node, { opset: graph.opset, addConstant, names, nodeNames });
@@ -65,6 +76,25 @@ const UPGRADES: ReadonlyMap<string, Upgrade> = new Map<string, Upgrade>([
   ["Dropout", (node) => [dropout(node)]],
   ["BatchNormalization", (node) => [batchNormalization(node)]],
 ]);
+
+/** Reductions took their axes as an input from opset 18 on, ReduceSum already from 13. */
+const reduction: Upgrade = (node, context) =>
+  context.opset >= 18 ? [node] : [integersToInputs(node, ["axes"], context)];
+
+/** From 13 to 21. */
+const LATER_UPGRADES: ReadonlyMap<string, Upgrade> = new Map<string, Upgrade>([
+  ["ReduceMax", reduction],
+  ["ReduceMean", reduction],
+  ["ReduceMin", reduction],
+  ["Split", (node) => [equalParts(node)]],
+]);
+
+/** Split-18 wants to be told the number of parts where their sizes are not given. */
+function equalParts(node: Node): Node {
+  const isTold = (node.inputs[1] ?? "") !== "" || node.attributes["num_outputs"] !== undefined;
+  if (isTold) return node;
+  return { ...node, attributes: { ...node.attributes, num_outputs: node.outputs.length } };
+}
 
 /** Attributes that became int64 inputs, in input order; an absent one stays absent. */
 function integersToInputs(
@@ -171,3 +201,10 @@ const UNCHANGED: ReadonlySet<string> = new Set(
     "Sin Softplus Softsign SpaceToDepth Sqrt Sub Sum Tanh ThresholdedRelu Tile Transpose Where Xor")
     .split(" "),
 );
+
+/** Operators whose versions 13 to 21 mean the same: those above, what 13 already settled, and the newer ones. */
+const LATER_UNCHANGED: ReadonlySet<string> = new Set([
+  ...UNCHANGED,
+  ...("BatchNormalization Celu Clip Constant Dropout Gelu HardSwish LayerNormalization LogSoftmax Mish Pad " +
+    "ReduceSum Slice Softmax Squeeze Unsqueeze").split(" "),
+]);

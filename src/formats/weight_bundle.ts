@@ -2,8 +2,15 @@
 // which tensor it belongs to. Ten lines of any language read it; nothing of ONNX is needed.
 import type { NdArray } from "../core/nd_array.ts";
 import { FormatError } from "../core/errors.ts";
-import type { ActivationQParams, QTensor, QuantizedGraph } from "../graph/quantized_graph.ts";
-import { ndArray } from "../core/nd_array.ts";
+import {
+  type ActivationQParams,
+  type QTensor,
+  type QuantizedGraph,
+  type ScaleBlocks,
+  scaleIndices,
+  scaleShape,
+} from "../graph/quantized_graph.ts";
+import { ndArray, sizeOf } from "../core/nd_array.ts";
 import { safeFileName } from "./file_name.ts";
 import { decodeNpy, encodeNpy } from "./npy.ts";
 import { parseStrictJson } from "./strict_json.ts";
@@ -42,18 +49,23 @@ export function encodeWeightBundle(model: QuantizedGraph): Map<string, Uint8Arra
     files.set(name, encodeNpy(array));
     return name;
   };
-  const describe = ([tensor, { values, scale, zeroPoint, axis, bits }]: [string, QTensor]) => ({
-    tensor,
-    shape: values.shape,
-    dtype: values.dtype,
-    bits,
-    axis,
-    files: {
-      values: add(tensor, "values", values),
-      scale: add(tensor, "scale", ndArray("float32", [scale.length], scale)),
-      zeroPoint: add(tensor, "zero_point", ndArray("int32", [zeroPoint.length], zeroPoint)),
-    },
-  });
+  const describe = ([tensor, quantized]: [string, QTensor]) => {
+    const { values, scale, zeroPoint, axis, blockSize, bits } = quantized;
+    const shape = scaleFileShape(values.shape, quantized);
+    return {
+      tensor,
+      shape: values.shape,
+      dtype: values.dtype,
+      bits,
+      axis,
+      ...(blockSize !== undefined && { blockSize }),
+      files: {
+        values: add(tensor, "values", values),
+        scale: add(tensor, "scale", ndArray("float32", shape, scale)),
+        zeroPoint: add(tensor, "zero_point", ndArray("int32", shape, zeroPoint)),
+      },
+    };
+  };
   const read = new Set(model.graph.nodes.flatMap((node) => node.inputs));
   const constants = [...model.graph.initializers].filter(([name]) =>
     read.has(name) && !model.weights.has(name) && !model.biases.has(name)
@@ -124,14 +136,14 @@ export function decodeWeightBundle(
 }
 
 function readQTensor(entry: TensorEntry, load: (name: string) => NdArray, path: string): QTensor {
-  const { files, axis, bits, shape, dtype } = entry;
+  const { files, axis, bits, shape, dtype, blockSize } = entry;
   const values = load(files.values);
   expectArray(values, dtype, shape, `${path}/${files.values}`);
-  const channels = axis < 0 ? 1 : shape[axis]!;
+  const scalesShape = scaleFileShape(shape, entry);
   const scale = load(files.scale);
-  expectArray(scale, "float32", [channels], `${path}/${files.scale}`);
+  expectArray(scale, "float32", scalesShape, `${path}/${files.scale}`);
   const zeroPoint = load(files.zeroPoint);
-  expectArray(zeroPoint, "int32", [channels], `${path}/${files.zeroPoint}`);
+  expectArray(zeroPoint, "int32", scalesShape, `${path}/${files.zeroPoint}`);
   // expectArray has checked the dtypes that the casts below name.
   const scales = scale.data as Float32Array<ArrayBuffer>;
   const bad = scales.findIndex((step) => !(step > 0 && Number.isFinite(step)));
@@ -143,28 +155,33 @@ function readQTensor(entry: TensorEntry, load: (name: string) => NdArray, path: 
     );
   }
   const integers = values as NdArray<"int8"> | NdArray<"int32">;
-  checkSpan(integers, axis, bits, `${path}/${files.values}`);
+  checkSpan(integers, entry, `${path}/${files.values}`);
   return {
     values: integers,
     scale: scales,
     zeroPoint: zeroPoint.data as Int32Array<ArrayBuffer>,
     axis,
+    ...(blockSize !== undefined && { blockSize }),
     bits,
   };
+}
+
+/** One scale in all has a file of one number. */
+function scaleFileShape(shape: readonly number[], blocks: ScaleBlocks): number[] {
+  return blocks.axis < 0 ? [1] : scaleShape(shape, blocks);
 }
 
 /** A channel's codes are 2^bits neighbouring integers that hold 0, e.g. -8..7, mirrored -7..8, or -3..12. */
 function checkSpan(
   { data, shape }: NdArray<"int8"> | NdArray<"int32">,
-  axis: number,
-  bits: number,
+  { bits, ...blocks }: Pick<TensorEntry, "axis" | "blockSize" | "bits">,
   path: string,
 ): void {
-  const channels = axis < 0 ? 1 : shape[axis]!;
-  const inner = axis < 0 ? data.length : shape.slice(axis + 1).reduce((size, n) => size * n, 1);
+  const indices = scaleIndices(shape, blocks);
+  const channels = sizeOf(scaleShape(shape, blocks));
   const low = new Float64Array(channels), high = new Float64Array(channels);
   data.forEach((code, i) => {
-    const channel = Math.floor(i / inner) % channels;
+    const channel = indices[i]!;
     low[channel] = Math.min(low[channel]!, code);
     high[channel] = Math.max(high[channel]!, code);
     if (high[channel]! - low[channel]! < 2 ** bits) return;

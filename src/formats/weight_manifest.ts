@@ -12,6 +12,8 @@ export interface TensorEntry {
   readonly dtype: "int8" | "int32";
   readonly bits: number;
   readonly axis: number;
+  /** Absent where all of an index of the axis shares a scale. */
+  readonly blockSize?: number;
   readonly files: { readonly values: string; readonly scale: string; readonly zeroPoint: string };
 }
 
@@ -69,6 +71,9 @@ function readTensor(entry: Fields, dtype: "int8" | "int32"): TensorEntry {
     dtype,
     bits: dtype === "int8" ? entry.integer("bits", 2, 8) : entry.integer("bits", 32, 32),
     axis: entry.integer("axis", -1, shape.length - 1),
+    ...(entry.has("blockSize") && {
+      blockSize: entry.integer("blockSize", 1, Number.MAX_SAFE_INTEGER),
+    }),
     files: {
       values: files.fileName("values"),
       scale: files.fileName("scale"),
@@ -115,6 +120,10 @@ class Fields {
 
   error(key: string, detail: string): FormatError {
     return new FormatError(this.#path, `${this.#place}.${key}`, detail);
+  }
+
+  has(key: string): boolean {
+    return this.#object.has(key);
   }
 
   text(key: string): string {

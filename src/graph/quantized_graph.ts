@@ -7,14 +7,59 @@ import type { Graph } from "./graph.ts";
 export interface QTensor {
   /** Codes, in the layout of the ONNX initializer. int8 whatever the bit width; int32 for biases. */
   readonly values: NdArray<"int8"> | NdArray<"int32">;
-  /** [channels along axis] or [1]. */
+  /** [channels along axis], [1], or one a block. */
   readonly scale: Float32Array<ArrayBuffer>;
   /** Same length as `scale`; 0 for weights and biases. */
   readonly zeroPoint: Int32Array<ArrayBuffer>;
   /** Axis of `values` that `scale` runs along; -1 for one scale in all. */
   readonly axis: number;
+  /**
+   * Neighbours along `axis` that share a scale, the last ones of a line maybe fewer: `scale` then has the shape of
+   * `values` but for that axis (ONNX blocked quantization). Without it all other axes share the scale.
+   */
+  readonly blockSize?: number;
   /** Bits of the grid the codes come from, 2..8 (32 for biases). */
   readonly bits: number;
+}
+
+/** Which elements of a tensor share a scale. */
+export type ScaleBlocks = Pick<QTensor, "axis" | "blockSize">;
+
+/**
+ * Shape of the scales of a tensor, as ONNX wants it.
+ *
+ * @param shape of the codes
+ * @param blocks which of them share a scale
+ * @returns [] for one scale in all, [channels], or the codes' shape with blocks along the axis
+ */
+export function scaleShape(shape: readonly number[], { axis, blockSize }: ScaleBlocks): number[] {
+  if (axis < 0) return [];
+  if (blockSize === undefined) return [shape[axis]!];
+  return shape.map((size, i) => i === axis ? Math.ceil(size / blockSize) : size);
+}
+
+/**
+ * Which scale each element of a tensor has.
+ *
+ * @param shape of the codes
+ * @param blocks which of them share a scale
+ * @returns an index into the scales for each code
+ */
+export function scaleIndices(
+  shape: readonly number[],
+  { axis, blockSize }: ScaleBlocks,
+): Int32Array<ArrayBuffer> {
+  const indices = new Int32Array(shape.reduce((product, size) => product * size, 1));
+  if (axis < 0) return indices;
+  const size = shape[axis]!;
+  const inner = shape.slice(axis + 1).reduce((product, n) => product * n, 1);
+  const blocks = blockSize === undefined ? 0 : Math.ceil(size / blockSize);
+  return indices.map((_, i) => {
+    const line = Math.floor(i / inner), at = line % size;
+    if (blockSize === undefined) return at;
+    const block = Math.floor(line / size) * blocks + Math.floor(at / blockSize);
+    return block * inner + i % inner;
+  });
 }
 
 /** Quantizer of an activation: code = clip(round(x / scale) + zeroPoint, quantMin, quantMax). */
@@ -37,7 +82,10 @@ export interface QuantizedGraph {
   readonly graph: Graph;
   /** Integer weights by initializer name. */
   readonly weights: ReadonlyMap<string, QTensor>;
-  /** Integer biases by initializer name: scale = input scale * weight scale, zero point 0. */
+  /**
+   * Integer biases by initializer name: scale = input scale * weight scale, zero point 0. Biases of layers whose input
+   * stays float, or whose weights have scales of blocks, are float too and not here.
+   */
   readonly biases: ReadonlyMap<string, QTensor>;
   /** Quantizers by tensor name (graph inputs and node outputs). */
   readonly activations: ReadonlyMap<string, ActivationQParams>;

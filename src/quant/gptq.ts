@@ -38,11 +38,11 @@ export function compensateLayer(
   hessians: Float64Array,
   options: CompensationOptions = {},
 ): LayerState {
-  const { latent, axis, logScale, quantMin, quantMax } = layer;
+  const { latent, axis, logScale, quantMin, quantMax, groups } = layer;
   const { outer, channels, inner } = channelLayout(latent.shape, axis);
   const size = outer * inner;
   const channelsPerGroup = channels * size ** 2 / hessians.length;
-  const zeroPoint = new Int32Array(channels);
+  const zeroPoint = new Int32Array(logScale.length);
   const qparams: QParams = { scale: logScale.map(Math.exp), zeroPoint, quantMin, quantMax };
   const data = new Float32Array(latent.data.length);
   const row = new Float64Array(size);
@@ -54,9 +54,12 @@ export function compensateLayer(
     }
     const at = (k: number) => (Math.floor(k / inner) * channels + c) * inner + k % inner;
     for (let k = 0; k < size; k++) row[k] = latent.data[at(k)]!;
-    const grid = channelQParams(qparams, c);
+    const channel = channelQParams(qparams, c);
     // As freezeLayer will round the float32 that is kept.
-    const round = (value: number) => quantizeFloat32(Math.fround(value), grid) * grid.scale;
+    const round = (value: number, k: number) => {
+      const grid = groups ? channelQParams(qparams, groups.index[at(k)]!) : channel;
+      return quantizeFloat32(Math.fround(value), grid) * grid.scale;
+    };
     compensateRow(row, round, factor!).forEach((value, k) => data[at(k)] = value);
   }
   return { ...layer, latent: ndArray("float32", latent.shape, data) };
@@ -66,13 +69,13 @@ export function compensateLayer(
  * Rounds one output channel.
  *
  * @param row [K] weights
- * @param round what becomes of a value
+ * @param round what becomes of a value, the k-th of the row
  * @param factor of the channel's H
  * @returns [K]: the value of each weight right before it was rounded
  */
 export function compensateRow(
   row: Float64Array,
-  round: (value: number) => number,
+  round: (value: number, k: number) => number,
   { order, lower }: Factor,
 ): Float64Array<ArrayBuffer> {
   const size = order.length;
@@ -82,7 +85,7 @@ export function compensateRow(
   for (let i = size - 1; i >= 0; i--) {
     const at = i * size, k = order[i]!;
     const value = row[k]! - debts[i]! / lower[at + i]!;
-    const error = round(value) - row[k]!;
+    const error = round(value, k) - row[k]!;
     values[k] = value;
     for (let j = 0; j < i; j++) debts[j]! += lower[at + j]! * error;
   }

@@ -6,6 +6,7 @@ import { toOriginalLayout, type WeightLayout } from "../graph/weight_layout.ts";
 import type { Graph } from "../graph/graph.ts";
 import type { ActivationQParams, QTensor, QuantizedGraph } from "../graph/quantized_graph.ts";
 import type { QParams } from "./qparams.ts";
+import { GROUPED_AXIS, groupRows, ungroupRows, type WeightGroups } from "./weight_groups.ts";
 import { dequantize, freezeBias, freezeWeight, smallestWeightScale } from "./freeze.ts";
 
 /** Trainable batch norm of a layer, on the host. */
@@ -36,14 +37,16 @@ export interface LayerState {
   /** Axis of the output channels in `latent`. */
   readonly axis: number;
   readonly bits: number;
-  /** [O]: natural logarithm of the scale. */
+  /** [O], or one a group: natural logarithm of the scale. */
   readonly logScale: Float32Array<ArrayBuffer>;
-  /** [O] */
+  /** As many. */
   readonly quantMin: Int32Array<ArrayBuffer>;
-  /** [O] */
+  /** As many. */
   readonly quantMax: Int32Array<ArrayBuffer>;
   /** Whether weights take odd codes only (tanh_weights.ts). */
   readonly oddCodes?: boolean;
+  /** Absent where all weights of an output channel share a scale. Layers with groups have no batch norm, nor train. */
+  readonly groups?: WeightGroups;
   /** [O]; absent when there is batch norm or no bias. */
   readonly bias?: Float32Array<ArrayBuffer>;
   readonly batchNorm?: BatchNormState;
@@ -60,11 +63,11 @@ export interface ActivationState extends ActivationQParams {
 export interface FrozenLayer {
   /** Codes, channels last. */
   readonly weight: QTensor;
-  /** int32 codes, if the layer has a bias. */
+  /** int32 codes, if the layer has a bias and its input a quantizer. */
   readonly bias?: QTensor;
   /** scale * code, channels last. */
   readonly weightValues: NdArray<"float32">;
-  /** scale * code of the bias. */
+  /** scale * code of the bias; the bias itself where sums are not integers. */
   readonly biasValues?: NdArray<"float32">;
 }
 
@@ -120,10 +123,12 @@ export class Student {
     const bias = batchNorm
       ? Float64Array.from(batchNorm.beta, (b, c) => b - batchNorm.mean[c]! * multiplier![c]!)
       : layer.bias;
-    const inputScale = this.#activations.get(layer.input)?.scale;
-    if (inputScale === undefined) {
-      throw new TypeError(`Layer "${node}" reads "${layer.input}", which has no quantizer`);
+    if (layer.groups) {
+      const frozen = freezeGroups(layer, layer.groups);
+      return { ...frozen, ...(layer.bias && { biasValues: vector(layer.bias) }) };
     }
+    // Sums of a float input are no integers, so the bias stays float too.
+    const inputScale = this.#activations.get(layer.input)?.scale;
     const weight = freezeWeight({
       latent,
       qparams: gridOf(layer),
@@ -131,10 +136,15 @@ export class Student {
       bits,
       oddCodes,
       ...(multiplier && { multiplier }),
-      ...(bias && { smallestScale: smallestWeightScale(bias, inputScale) }),
+      ...(bias && inputScale !== undefined && {
+        smallestScale: smallestWeightScale(bias, inputScale),
+      }),
     });
     const weightValues = dequantize(weight);
     if (bias === undefined) return { weight, weightValues };
+    if (inputScale === undefined) {
+      return { weight, weightValues, biasValues: vector(Float32Array.from(bias)) };
+    }
     const frozenBias = freezeBias(bias, inputScale, weight.scale);
     return { weight, weightValues, bias: frozenBias, biasValues: dequantize(frozenBias) };
   }
@@ -154,10 +164,11 @@ export class Student {
       // Codes of at most 8 bits are int8; freezeWeight never makes int32.
       const codes = frozen.weight.values as NdArray<"int8">;
       const values = toOriginalLayout(codes, layer.layout);
-      weights.set(layer.weight, { ...frozen.weight, values, axis: 0 });
+      const axis = layer.groups ? GROUPED_AXIS : 0;
+      weights.set(layer.weight, { ...frozen.weight, values, axis });
       initializers.set(layer.weight, toOriginalLayout(frozen.weightValues, layer.layout));
-      if (layer.biasName !== undefined && frozen.bias && frozen.biasValues) {
-        biases.set(layer.biasName, frozen.bias);
+      if (layer.biasName !== undefined && frozen.biasValues) {
+        if (frozen.bias) biases.set(layer.biasName, frozen.bias);
         initializers.set(layer.biasName, frozen.biasValues);
       }
     }
@@ -190,6 +201,21 @@ export function weightsOnGrid(layer: LayerState): NdArray<"float32"> {
 function gridOf({ logScale, quantMin, quantMax }: LayerState): QParams {
   const zeroPoint = new Int32Array(quantMin.length);
   return { scale: logScale.map(Math.exp), zeroPoint, quantMin, quantMax };
+}
+
+/** A layer whose weights have scales of groups. Its codes are channels last, its scales in the order of the file. */
+function freezeGroups(
+  layer: LayerState,
+  groups: WeightGroups,
+): Pick<FrozenLayer, "weight" | "weightValues"> {
+  const { latent, bits } = layer;
+  const rows = groupRows(latent, groups);
+  const frozen = freezeWeight({ latent: rows, qparams: gridOf(layer), axis: 0, bits });
+  // Codes of at most 8 bits are int8; freezeWeight never makes int32.
+  const codes = frozen.values as NdArray<"int8">;
+  const values = ungroupRows(codes, latent.shape, groups);
+  const weightValues = ungroupRows(dequantize(frozen), latent.shape, groups);
+  return { weight: { ...frozen, values, blockSize: groups.size }, weightValues };
 }
 
 /** Root mean square of an array; 1 for an array of zeros. */

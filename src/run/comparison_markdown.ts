@@ -1,6 +1,5 @@
 // A comparison's tables as Markdown, padded so that a terminal shows them well too.
-import { decimal, printable } from "../distill/report.ts";
-import { bitsName } from "./comparison_rows.ts";
+import { bitsName, decimal, printable } from "../distill/report.ts";
 import type { ComparisonTable, Summary } from "./comparison_table.ts";
 
 /**

@@ -1,7 +1,7 @@
 // A comparison as a picture (SVG): a panel with its own scale for each column, a line for each row, dots with whiskers.
 // Greys and two hues that are legible on light and on dark ground alike.
 import { decimal, printable } from "../distill/report.ts";
-import { bitsName } from "./comparison_rows.ts";
+import { bitsName } from "../distill/report.ts";
 import { type ComparisonTable, lossOf, type Summary } from "./comparison_table.ts";
 
 const LINE = 22;

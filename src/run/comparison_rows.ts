@@ -7,6 +7,7 @@ import {
   type Recipe,
   type RecipeProblem,
 } from "../distill/recipe.ts";
+import { bitsName } from "../distill/report.ts";
 import { PATH_KEYS } from "./run_inputs.ts";
 
 /** A row of the table: what its students have in common. */
@@ -120,11 +121,6 @@ export function comparisonCells({ base, rows, bits, seeds }: ComparisonPlan): Co
       })
     )
   );
-}
-
-/** @returns for example `W4A8` */
-export function bitsName({ weightBits, activationBits }: BitWidths): string {
-  return `W${weightBits}A${activationBits}`;
 }
 
 /** @returns the first value that an earlier one equals */

@@ -152,6 +152,14 @@ Deno.test("prepareNetwork() quantizes a tensor to the most bits that a layer ask
     3,
     "a float layer asks none",
   );
+  const float = { layers: "left", activationBits: null };
+  assert.equal(shared({ overrides: [float] }), undefined, "float is more than any bits");
+  const weightOnly = (rules: Rules) =>
+    prepareNetwork(model, { ...BITS, activationBits: null, ...rules }, false);
+  assert.deepEqual([...weightOnly({}).activationBits], []);
+  assert.deepEqual(weightOnly({}).weightBits, prepareNetwork(model, BITS, false).weightBits);
+  const last = { layers: "last", activationBits: 5 };
+  assert.deepEqual([...weightOnly({ overrides: [last] }).activationBits], [["d", 5]]);
   assert.equal(shared({ skipLayers: ["left"] }), 3, "the right one still reads it");
   assert.equal(shared({ skipLayers: ["left", "right"] }), undefined);
 });

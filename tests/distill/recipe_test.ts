@@ -45,7 +45,25 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     [{ weightBits: 1 }, "weightBits: found 1, expected an integer from 2 to 8"],
     [{ weightBits: 4.5 }, "weightBits: found 4.5, expected an integer from 2 to 8"],
     [{ weightBits: "4" }, 'weightBits: found "4", expected an integer from 2 to 8'],
-    [{ activationBits: null }, "activationBits: found null, expected an integer from 2 to 8"],
+    [{ weightBits: null }, "weightBits: found null, expected an integer from 2 to 8"],
+    [{ activationBits: 9 }, "activationBits: found 9, expected an integer from 2 to 8 or null"],
+    [{ weightGroup: 1 }, "weightGroup: found 1, expected an integer of at least 2 or null"],
+    [
+      { weightGroup: 32, method: "ptq" },
+      "weightGroup: found 32 with activationBits 8, expected null: groups are for weights alone",
+    ],
+    [
+      { weightGroup: 32, activationBits: null },
+      'weightGroup: found 32 with method "blockwise", which trains a scale a channel, expected ptq',
+    ],
+    [
+      { weightGroup: 32, activationBits: null, method: "ptq", weightGranularity: "tensor" },
+      'weightGroup: found 32 with weightGranularity "tensor", expected channel',
+    ],
+    [
+      { weightGroup: 32, activationBits: null, method: "ptq", batchNorm: "live" },
+      /batchNorm: found "live" with weightGroup, which works on weights with batch norm folded in/,
+    ],
     [{ firstLastBits: 0 }, "firstLastBits: found 0, expected an integer from 2 to 8"],
     [{ weightBit: 4 }, 'weightBit: unknown key, did you mean "weightBits"?'],
     [{ qqqqqq: 4 }, "qqqqqq: unknown key"],

@@ -46,6 +46,8 @@ Deno.test("importOnnx() reads every element type from its typed field", () => {
       { dataType: DataType.UINT8, int32Data: [0, 255] },
       ndArray("uint8", [2], Uint8Array.of(0, 255)),
     ],
+    [{ dataType: DataType.INT4, rawData: Uint8Array.of(0x78) }, i8(-8, 7)],
+    [{ dataType: DataType.INT4, int32Data: [0xf1] }, i8(1, -1)],
     [{ dataType: DataType.INT32, int32Data: [-5, 6] }, ndArray("int32", [2], Int32Array.of(-5, 6))],
     [{ dataType: DataType.UINT32, uint64Data: [5n, 2n ** 32n - 1n] }, u32(5, 2 ** 32 - 1)],
     [{ dataType: DataType.INT64, int64Data: [-1n, 2n ** 60n] }, i64(-1n, 2n ** 60n)],
@@ -293,6 +295,18 @@ const REFUSED: readonly [what: string, graph: GraphInit, model: ModelInit, messa
     {},
     /128, expected -128 to 127/,
   ],
+  [
+    "int4 with too many bytes",
+    weight({ dataType: DataType.INT4, floatData: [], rawData: new Uint8Array(2) }),
+    {},
+    /shape \[2\] does not go with 2 bytes of two int4 each/,
+  ],
+  [
+    "int4 with too few bytes",
+    weight({ dataType: DataType.INT4, floatData: [], rawData: new Uint8Array(1), dims: [3n] }),
+    {},
+    /shape \[3\] does not go with 1 bytes/,
+  ],
   ["sparse weights", { sparseInitializer: [{}] }, {}, /sparse/],
   [
     "a Constant without value",
@@ -343,6 +357,10 @@ function f32(...values: number[]): NdArray {
 
 function f64(...values: number[]): NdArray {
   return ndArray("float64", [values.length], Float64Array.from(values));
+}
+
+function i8(...values: number[]): NdArray {
+  return ndArray("int8", [values.length], Int8Array.from(values));
 }
 
 function u32(...values: number[]): NdArray {

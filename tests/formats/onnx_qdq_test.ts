@@ -1,6 +1,8 @@
 // QDQ files against a host calculation: every tensor is computed in float64 with its codes rounded as the file says.
 // ONNX Runtime runs each file at every optimization level: "disabled" literally, the others with integer kernels.
 import assert from "node:assert/strict";
+import { fromBinary } from "@bufbuild/protobuf";
+import { ModelProtoSchema, TensorProto_DataType } from "onnx-buf";
 import { type NdArray, ndArray, sizeOf } from "../../src/core/nd_array.ts";
 import { Rng } from "../../src/core/rng.ts";
 import { exportOnnx } from "../../src/formats/onnx_export.ts";
@@ -154,6 +156,96 @@ Deno.test("exportOnnx() saturates at the ends of every narrow grid and rounds ti
   }
 });
 
+/** Lowest codes of a 4-bit grid: symmetric, mirrored, and offset to either end. */
+const LOWEST = [-8, -7, 0, -15];
+
+for (const blockSize of [undefined, 2, 3]) {
+  for (const kernel of [[], [2, 2]]) {
+    const what = `${kernel.length === 0 ? "Gemm" : "Conv"}, ${
+      blockSize === undefined ? "a scale a channel" : `blocks of ${blockSize}`
+    }`;
+    Deno.test(`exportOnnx() stores 4-bit weights as INT4 beside float activations: ${what}`, async () => {
+      const shape = [4, 5, ...kernel];
+      const taps = sizeOf(kernel), inputs = 5 * taps;
+      const rng = new Rng(21);
+      const codes = Int8Array.from({ length: 4 * inputs }, (_, i) => {
+        const lowest = LOWEST[Math.floor(i / inputs)]!;
+        // The first codes of a channel are the ends of its grid.
+        return lowest + (i % inputs < 2 ? 15 * (i % inputs) : rng.integer(16));
+      });
+      const count = 4 * (blockSize === undefined ? 1 : Math.ceil(5 / blockSize) * taps);
+      const weight: QTensor = {
+        values: ndArray("int8", shape, codes),
+        scale: Float32Array.from({ length: count }, () => 0.01 + 0.02 * rng.uniform()),
+        zeroPoint: new Int32Array(count),
+        axis: blockSize === undefined ? 0 : 1,
+        ...(blockSize !== undefined && { blockSize }),
+        bits: 4,
+      };
+      const scaleOf = (o: number, i: number, tap: number) =>
+        weight.scale[
+          blockSize === undefined
+            ? o
+            : (o * Math.ceil(5 / blockSize) + Math.floor(i / blockSize)) * taps + tap
+        ]!;
+      const layer = kernel.length === 0
+        ? node("fc", "Gemm", ["x", "w"], ["y"], { transB: 1 })
+        : node("conv", "Conv", ["x", "w"], ["y"]);
+      const one = kernel.map(() => 1);
+      const graph = graphOf([layer], { w: weight }, ["N", 5, ...kernel], ["N", 4, ...one]);
+      const model = quantized(graph, { w: weight }, {}, {});
+      const x = randomInput(8, [2, 5, ...kernel]);
+      const expected = Array.from({ length: 8 }, (_, at) => {
+        const [n, o] = [Math.floor(at / 4), at % 4];
+        let sum = 0;
+        for (let k = 0; k < inputs; k++) {
+          const scale = scaleOf(o, Math.floor(k / taps), k % taps);
+          sum += codes[o * inputs + k]! * scale * x[n * inputs + k]!;
+        }
+        return sum;
+      });
+      await assertEveryLevel(model, { x: { shape: [2, 5, ...kernel], data: x } }, expected, 0);
+
+      const { graph: proto, opsetImport } = fromBinary(ModelProtoSchema, exportOnnx(model));
+      assert.equal(opsetImport[0]?.version, 21n);
+      const stored = proto!.initializer.find(({ name }) => name === "w_quantized")!;
+      assert.equal(stored.dataType, TensorProto_DataType.INT4);
+      assert.equal(stored.rawData.length, codes.length / 2);
+      // Read back, codes and zero points are int8 and stand for the same weights.
+      const { initializers } = importOnnx(exportOnnx(model));
+      const [read, zeroPoint] = ["w_quantized", "w_zero_point"].map((name) =>
+        initializers.get(name)!
+      );
+      assert.equal(read!.dtype, "int8");
+      const perScale = (i: number) => {
+        const [o, k] = [Math.floor(i / inputs), i % inputs];
+        return weight.scale.indexOf(scaleOf(o, Math.floor(k / taps), k % taps));
+      };
+      codes.forEach((code, i) =>
+        assert.equal(Number(read!.data[i]) - Number(zeroPoint!.data[perScale(i)]), code)
+      );
+    });
+  }
+}
+
+Deno.test("exportOnnx() keeps int8 and opset 13 for wider codes, and beside quantized activations", () => {
+  const options = { channels: 3, outChannels: 5, group: 1 };
+  const few = (model: QuantizedGraph, bits: number): QuantizedGraph => {
+    const w = { ...randomCodes(1, [5, 3, 3, 3], 0, bits), bits };
+    return { ...model, weights: new Map([["w", w]]) };
+  };
+  const float = convolution({ ...options, activations: {} });
+  const both = convolution({ ...options, activations: { x: X8 } });
+  const odd = few(float, 4);
+  odd.weights.get("w")!.values.data.set([-15, 15]);
+  for (const model of [few(float, 5), few(both, 4), odd]) {
+    const { graph, opsetImport } = fromBinary(ModelProtoSchema, exportOnnx(model));
+    assert.equal(opsetImport[0]?.version, 13n);
+    const stored = graph!.initializer.find(({ name }) => name === "w_quantized")!;
+    assert.equal(stored.dataType, TensorProto_DataType.INT8);
+  }
+});
+
 Deno.test("insertQdq() keeps the names of nodes, inputs and outputs and drops unread weights", () => {
   const model = convolution({
     channels: 3,
@@ -211,6 +303,10 @@ Deno.test("insertQdq() refuses quantizers that do not fit the graph", () => {
   assert.throws(withActivation("x", { zeroPoint: 0.5 }), /zero point 0.5/);
   const withWeight = (name: string, tensor: QTensor) => () =>
     insertQdq({ ...model, weights: new Map([[name, tensor]]) });
+  assert.throws(
+    withWeight("w", { ...w, axis: 1, blockSize: 2 }),
+    /5 scales and 5 zero points, expected 90 along axis 1/,
+  );
   assert.throws(withWeight("v", w), /no such initializer/);
   assert.throws(withWeight("w", { ...w, axis: 1 }), /5 scales .* expected 3 along axis 1/);
   assert.throws(withWeight("w", randomCodes(1, [5, 3], 0, 8)), /initializer has \[5, 3, 3, 3\]/);

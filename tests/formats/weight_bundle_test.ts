@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { type NdArray, ndArray } from "../../src/core/nd_array.ts";
-import { encodeNpy } from "../../src/formats/npy.ts";
+import { decodeNpy, encodeNpy } from "../../src/formats/npy.ts";
 import { decodeWeightBundle, encodeWeightBundle } from "../../src/formats/weight_bundle.ts";
 import type { QTensor, QuantizedGraph } from "../../src/graph/quantized_graph.ts";
 import { assertRefused, PATH } from "./_refused.ts";
@@ -15,6 +15,27 @@ Deno.test("decodeWeightBundle() gives back what encodeWeightBundle() wrote", () 
   assert.deepEqual(bundle.biases, model.biases);
   assert.deepEqual(bundle.activations, model.activations);
   assert.deepEqual(bundle.constants, new Map([["shape", model.graph.initializers.get("shape")]]));
+});
+
+Deno.test("decodeWeightBundle() gives back scales of blocks, and refuses codes beyond a block's bits", () => {
+  const weight: QTensor = {
+    values: ndArray("int8", [2, 3], Int8Array.of(-8, 7, 15, 0, 1, -15)),
+    scale: Float32Array.of(1, 2, 3, 4),
+    zeroPoint: new Int32Array(4),
+    axis: 1,
+    blockSize: 2,
+    bits: 4,
+  };
+  const model = { ...network(), weights: new Map([["conv1.weight", weight]]) };
+  const files = encodeWeightBundle(model);
+  assert.deepEqual(decodeWeightBundle(files, PATH).weights, model.weights);
+  assert.deepEqual(decodeNpy(files.get("conv1.weight.scale.npy")!, PATH).shape, [2, 2]);
+  const wide = ndArray("int8", [2, 3], Int8Array.of(-9, 7, 15, 0, 1, -15));
+  files.set("conv1.weight.values.npy", encodeNpy(wide));
+  assertRefused(
+    () => decodeWeightBundle(files, PATH),
+    /code 7 in a channel of -9 to 7, expected at most 16 neighbouring codes/,
+  );
 });
 
 Deno.test("encodeWeightBundle() makes file names that are plain, unique and not reserved", () => {
@@ -50,6 +71,13 @@ Deno.test("encodeWeightBundle() describes every tensor in the manifest", () => {
 });
 
 const MANIFEST_CHANGES: readonly [what: string, from: string, to: string, message: RegExp][] = [
+  [
+    "blocks of nothing",
+    '"axis": 0',
+    '"axis": 0, "blockSize": 0',
+    /blockSize: found 0, expected an/,
+  ],
+  ["blocks without scales", '"axis": 0', '"axis": 0, "blockSize": 2', /says float32 \[1, 3\]/],
   ["a path as file name", "conv1.weight.values", "../conv1", /not a plain .npy file name/],
   ["an absolute path", '"conv1.weight.values', '"/etc/x', /not a plain .npy file name/],
   ["a file that is not there", "conv1.weight.values", "other", /"other.npy" is missing/],

@@ -60,12 +60,24 @@ Deno.test("Student.freezeLayer() without bias has none", () => {
   assert.equal(frozen.biasValues, undefined);
 });
 
+Deno.test("Student.freezeLayer() keeps a float bias where the input has no quantizer", () => {
+  for (const batchNorm of [true, false]) {
+    const layer = linear(batchNorm);
+    const { bias, biasValues, weight } = new Student([layer], []).freezeLayer("fc");
+    const quantized = studentOf(layer).freezeLayer("fc");
+    assert.equal(bias, undefined);
+    assert.deepEqual(weight.values, quantized.weight.values);
+    const { gamma = [], beta = [], mean = [], variance = [], epsilon = 0 } = layer.batchNorm ?? {};
+    const expected = layer.bias ?? Array.from(gamma, (g, c) => {
+      return beta[c]! - g * mean[c]! / Math.sqrt(variance[c]! + epsilon);
+    });
+    // float32 of a float64 sum
+    assertClose(biasValues!.data, expected, { rtol: 1e-7, atol: 1e-12 }, `batchNorm ${batchNorm}`);
+  }
+});
+
 Deno.test("Student.freezeLayer() names what is missing", () => {
   const student = new Student([linear(false)], []);
-  assert.throws(() => student.freezeLayer("fc"), {
-    name: "TypeError",
-    message: 'Layer "fc" reads "x", which has no quantizer',
-  });
   assert.throws(() => student.freezeLayer("other"), {
     name: "TypeError",
     message: 'The student has no layer "other"',
