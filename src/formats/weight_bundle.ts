@@ -171,7 +171,10 @@ function scaleFileShape(shape: readonly number[], blocks: ScaleBlocks): number[]
   return blocks.axis < 0 ? [1] : scaleShape(shape, blocks);
 }
 
-/** A channel's codes are 2^bits neighbouring integers that hold 0, e.g. -8..7, mirrored -7..8, or -3..12. */
+/**
+ * A channel's codes are 2^bits neighbouring integers that hold 0, e.g. -8..7, mirrored -7..8, or -3..12; or, in a tensor
+ * of odd codes only, as many of those, -15..15: both ends of a range are levels (DoReFa).
+ */
 function checkSpan(
   { data, shape }: NdArray<"int8"> | NdArray<"int32">,
   { bits, ...blocks }: Pick<TensorEntry, "axis" | "blockSize" | "bits">,
@@ -180,11 +183,12 @@ function checkSpan(
   const indices = scaleIndices(shape, blocks);
   const channels = sizeOf(scaleShape(shape, blocks));
   const low = new Float64Array(channels), high = new Float64Array(channels);
+  const most = data.every((code) => code % 2 !== 0) ? 2 ** (bits + 1) - 2 : 2 ** bits - 1;
   data.forEach((code, i) => {
     const channel = indices[i]!;
     low[channel] = Math.min(low[channel]!, code);
     high[channel] = Math.max(high[channel]!, code);
-    if (high[channel]! - low[channel]! < 2 ** bits) return;
+    if (high[channel]! - low[channel]! <= most) return;
     throw new FormatError(
       path,
       `element ${i}`,

@@ -17,6 +17,25 @@ Deno.test("decodeWeightBundle() gives back what encodeWeightBundle() wrote", () 
   assert.deepEqual(bundle.constants, new Map([["shape", model.graph.initializers.get("shape")]]));
 });
 
+Deno.test("decodeWeightBundle() takes as many odd codes as there are neighbouring ones", () => {
+  const model = (...codes: number[]) => {
+    const weight: QTensor = {
+      values: ndArray("int8", [1, 4], Int8Array.from(codes)),
+      scale: Float32Array.of(1),
+      zeroPoint: new Int32Array(1),
+      axis: 0,
+      bits: 2,
+    };
+    return { ...network(), weights: new Map([["conv1.weight", weight]]) };
+  };
+  const decode = (...codes: number[]) =>
+    decodeWeightBundle(encodeWeightBundle(model(...codes)), PATH);
+  assert.deepEqual(decode(-3, -1, 1, 3).weights, model(-3, -1, 1, 3).weights);
+  for (const codes of [[-3, -1, 1, 5], [-3, -1, 0, 3]]) {
+    assertRefused(() => decode(...codes), /expected at most 4 neighbouring codes/);
+  }
+});
+
 Deno.test("decodeWeightBundle() gives back scales of blocks, and refuses codes beyond a block's bits", () => {
   const weight: QTensor = {
     values: ndArray("int8", [2, 3], Int8Array.of(-8, 7, 15, 0, 1, -15)),
