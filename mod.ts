@@ -72,6 +72,7 @@ export type { UnitKind } from "./src/distill/units.ts";
 export type { Optimization } from "./src/distill/optimization.ts";
 export type { ActivationTrainer } from "./src/quant/activation_parameters.ts";
 export type { WeightQuantizer } from "./src/quant/training_parameters.ts";
-export type { AdamDecay } from "./src/optim/flat_parameters.ts";
+export type { AdamDecay, OptimizerSettings } from "./src/optim/flat_parameters.ts";
+export type { Schedule } from "./kernels/schedule.ts";
 export type { Override, OverrideOperator } from "./src/distill/overrides.ts";
 export type { LayerReport, NetworkReport, Report, SecondsReport } from "./src/distill/report.ts";
