@@ -18,13 +18,19 @@ export interface Outcome {
   readonly stderr: string;
 }
 
-/** Runs `main` in the given folder. */
-export async function runMain(
-  args: readonly string[],
+/**
+ * Runs a command without a terminal.
+ *
+ * @param command what to run
+ * @param cwd its folder
+ * @param signal stops it
+ * @returns what it printed, and its exit code
+ */
+export async function outcomeOf(
+  command: (io: Io) => Promise<number>,
   cwd: string,
-  options: { readonly engine?: Engine; readonly signal?: AbortSignal } = {},
+  signal: AbortSignal,
 ): Promise<Outcome> {
-  const { engine = fakeEngine(), signal = new AbortController().signal } = options;
   let [stdout, stderr] = ["", ""];
   const io: Io = {
     stdout: (text) => stdout += text,
@@ -34,8 +40,18 @@ export async function runMain(
     cwd,
     signal,
   };
-  const code = await main(args, io, engine);
+  const code = await command(io);
   return { code, stdout, stderr };
+}
+
+/** Runs `main` in the given folder. */
+export function runMain(
+  args: readonly string[],
+  cwd: string,
+  options: { readonly engine?: Engine; readonly signal?: AbortSignal } = {},
+): Promise<Outcome> {
+  const { engine = fakeEngine(), signal = new AbortController().signal } = options;
+  return outcomeOf((io) => main(args, io, engine), cwd, signal);
 }
 
 const TARGET = { family: "software", subgroupSize: 8 };

@@ -2,32 +2,21 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { compare } from "../../src/cli/compare.ts";
 import { parseCompareFlags } from "../../src/cli/compare_flags.ts";
-import type { Io } from "../../src/cli/io.ts";
 import { ndArray } from "../../src/core/nd_array.ts";
 import { RECIPE_FIELDS } from "../../src/distill/recipe.ts";
 import { flagOf } from "../../src/cli/flags.ts";
 import { encodeNpy } from "../../src/formats/npy.ts";
 import { fakeStudents, inFolder } from "../run/_fake_comparison.ts";
-import { type Outcome, tinyModel } from "./_fake_run.ts";
+import { type Outcome, outcomeOf, tinyModel } from "./_fake_run.ts";
 
 /** Runs the command in the given folder. */
-async function run(
+function run(
   args: readonly string[],
   cwd: string,
   students = fakeStudents(),
   signal = new AbortController().signal,
 ): Promise<Outcome> {
-  let [stdout, stderr] = ["", ""];
-  const io: Io = {
-    stdout: (text) => stdout += text,
-    stderr: (text) => stderr += text,
-    columns: null,
-    now: () => 0,
-    cwd,
-    signal,
-  };
-  const code = await compare(args, io, students);
-  return { code, stdout, stderr };
+  return outcomeOf((io) => compare(args, io, students), cwd, signal);
 }
 
 async function withFiles(body: (folder: string) => Promise<void>): Promise<void> {
