@@ -35,6 +35,8 @@ export interface ScheduleSpec {
   readonly roundingBetaStart: number;
   /** Its exponent at the end (AdaRound: 2). */
   readonly roundingBetaEnd: number;
+  /** How the exponent falls; default "linear". */
+  readonly roundingBetaDecay?: "linear" | "cosine";
 }
 
 /**
@@ -45,6 +47,10 @@ export interface ScheduleSpec {
 export function advanceSchedule(spec: ScheduleSpec, _target: Target): Kernel {
   const { steps, schedule, batchNormLiveSteps, roundingBetaStart, roundingBetaEnd } = spec;
   const warmup = Math.max(1, spec.warmupSteps);
+  const remaining = "clamp(1.0 - progress, 0.0, 1.0)";
+  const betaFactor = spec.roundingBetaDecay === "cosine"
+    ? `square(sine(${literal(Math.PI / 2)} * ${remaining}))`
+    : remaining;
   const roundingStart = spec.roundingWarmup * steps;
   const roundingSteps = Math.max(1, steps - roundingStart);
   const after = (part: number, factor: string) =>
@@ -86,7 +92,7 @@ fn main() {
   let progress = (t - ${literal(roundingStart)}) / ${literal(roundingSteps)};
   state[5] = ${literal(roundingBetaEnd)} + ${
       literal(roundingBetaStart - roundingBetaEnd)
-    } * clamp(1.0 - progress, 0.0, 1.0);
+    } * ${betaFactor};
   state[6] = select(0.0, 1.0, t > ${literal(roundingStart)});
 }
 `,

@@ -54,15 +54,19 @@ export function softRoundWeights(spec: SoftRoundingSpec, target: Target): Kernel
 export interface SoftRoundingBackwardSpec extends SoftRoundingSpec {
   /** lambda in the loss term lambda * sum(1 - |2h - 1|^beta), beta = state[5], on while state[6] is 1. */
   readonly regularizer: number;
+  /** Whether lambda is multiplied by a factor of each row, in the binding `row_factors`; default false. */
+  readonly weighted?: boolean;
 }
 
 /**
  * dL/dV = h'(V) * (dw * scale * inside - 2 lambda beta |2h - 1|^(beta - 1) sign(2h - 1)), where inside: the sum of floor
  * and h is within the codes, and h'(V) = 1.2 sigmoid(V) (1 - sigmoid(V)) where h is not clamped.
  *
- * Bindings: parameters, dw, state (read), rows (read, u32), gradients (write, f32: the rows' V only).
+ * Bindings: parameters, dw, state (read), rows (read, u32), if weighted row_factors (read, f32), gradients (write, f32: the
+ * rows' V only).
  */
 export function softRoundWeightsBackward(spec: SoftRoundingBackwardSpec, target: Target): Kernel {
+  const { weighted = false } = spec;
   return rowKernel({
     label: `soft_round_weights_backward ${spec.rows}`,
     rows: spec.rows,
@@ -71,9 +75,10 @@ export function softRoundWeightsBackward(spec: SoftRoundingBackwardSpec, target:
       { name: "rows", access: "read" },
       { name: "dw", access: "read" },
       { name: "state", access: "read" },
+      ...(weighted ? [{ name: "row_factors", access: "read" } as const] : []),
       { name: "gradients", access: "read_write" },
     ],
-    types: { gradients: "f32" },
+    types: { gradients: "f32", row_factors: "f32" },
     body: `${latentAndVariable(spec)}
     ${RECTIFIED_SIGMOID}
     let soft = floor(v) + h;
@@ -82,7 +87,7 @@ export function softRoundWeightsBackward(spec: SoftRoundingBackwardSpec, target:
     let beta = state[5];
     let side = 2.0 * h - 1.0;
     let push = state[6] * ${literal(2 * spec.regularizer)} * beta
-      * pow(abs(side), vec4f(beta - 1.0)) * sign(side);
+      * pow(abs(side), vec4f(beta - 1.0)) * sign(side)${weighted ? " * row_factors[row]" : ""};
     let free = (stretched > vec4f(0.0)) & (stretched < vec4f(1.0)) & (latent != vec4f(0.0));
     let d = select(vec4f(0.0), 1.2 * s * (1.0 - s) * (through - push), free);
     ${storeFloats("variable", "d")}`,

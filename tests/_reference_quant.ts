@@ -41,6 +41,7 @@ export function scheduleState(
     roundingWarmup: number;
     roundingBetaStart: number;
     roundingBetaEnd: number;
+    roundingBetaDecay?: "linear" | "cosine";
   },
   step: number,
 ): number[] {
@@ -52,7 +53,8 @@ export function scheduleState(
     cosine: 0.5 * (1 + Math.cos(Math.PI * step / steps)),
   }[spec.schedule];
   const start = spec.roundingWarmup * steps;
-  const left = clamp(1 - (step - start) / (steps - start), 0, 1);
+  const done = clamp((step - start) / (steps - start), 0, 1);
+  const left = spec.roundingBetaDecay === "cosine" ? (1 + Math.cos(Math.PI * done)) / 2 : 1 - done;
   return [
     step,
     ramp * decay,

@@ -20,11 +20,17 @@ const RECIPE: ScheduleSpec = {
   roundingBetaEnd: 2,
 };
 
-for (const schedule of ["cosine", "step", "constant"] as const) {
+const COURSES = [
+  { schedule: "cosine" },
+  { schedule: "step", roundingBetaDecay: "linear" },
+  { schedule: "constant", roundingBetaDecay: "cosine" },
+] as const;
+
+for (const course of COURSES) {
   forEachTarget(
-    `advanceSchedule() follows the ${schedule} schedule step by step`,
+    `advanceSchedule() follows the ${course.schedule} schedule step by step`,
     async (device) => {
-      const spec = { ...RECIPE, schedule };
+      const spec = { ...RECIPE, ...course };
       const advance = advanceSchedule(spec, device.target), finish = finishStep(device.target);
       const state = device.tensor([STATE_SIZE]);
       for (let step = 0; step < spec.steps; step++) {

@@ -52,25 +52,34 @@ forEachTarget("softRoundWeights() follows AdaRound and keeps exact zeros", async
   for (const tensor of [parameters, rows, w]) device.release(tensor);
 });
 
-for (const on of [0, 1]) {
+for (const [on, weighted] of [[0, false], [1, false], [1, true]] as const) {
   forEachTarget(
-    `softRoundWeightsBackward() is the derivative, regulariser ${on}`,
+    `softRoundWeightsBackward() is the derivative, regulariser ${on}${weighted ? " by row" : ""}`,
     async (device) => {
       const { block, parameters, rows, spec } = setUp(device, 3);
+      const factors = block.rows.map((_, i) => weighted ? 0.5 + i % 3 : 1);
+      const row_factors = device.fromArray([factors.length], factors);
+      const factorAt = (output: number) =>
+        factors[
+          block.rows.findIndex(({ output: first, length, stride = 1 }) =>
+            Array.from({ length }, (_, i) => first + i * stride).includes(Math.floor(output / 4))
+          )
+        ]!;
       const g = randomArray(9, block.outputSize), beta = 4.5, regularizer = 0.3;
       const state = device.fromArray([16], [0, 0, 0, 0, 0, beta, on, ...Array(9).fill(NaN)]);
       const dw = device.fromArray([block.outputSize], g);
       const size = block.parameters.length;
       const gradients = device.fromArray([size], Array(size).fill(UNTOUCHED));
-      const kernel = softRoundWeightsBackward({ ...spec, regularizer }, device.target);
-      device.run(kernel, { parameters, rows, dw, state, gradients });
+      const kernel = softRoundWeightsBackward({ ...spec, regularizer, weighted }, device.target);
+      const bound = { parameters, rows, dw, state, gradients };
+      device.run(kernel, weighted ? { ...bound, row_factors } : bound);
       const expected = Array<number>(size).fill(UNTOUCHED);
       for (const { output } of block.padding) expected[START + output] = 0;
       for (const { at, output, channel } of block.elements) {
         const { scale, quantMin, quantMax } = block.channels[channel]!; // as above
         const loss = (variable: number): number =>
           g[output]! * softWeight(block.parameters[at]!, variable, scale, quantMin, quantMax) +
-          on * regularizer * roundingPenalty(variable, beta);
+          on * regularizer * factorAt(output) * roundingPenalty(variable, beta);
         const latent = block.parameters[at]!;
         expected[START + output] = latent === 0
           ? 0
@@ -78,7 +87,9 @@ for (const on of [0, 1]) {
       }
       // pow and exp to 1e-5 relative; central differences to 1e-9
       assertClose(await device.read(gradients), expected, { rtol: 3e-5, atol: 1e-6 }, "gradients");
-      for (const tensor of [parameters, rows, dw, state, gradients]) device.release(tensor);
+      for (const tensor of [parameters, rows, row_factors, dw, state, gradients]) {
+        device.release(tensor);
+      }
     },
   );
 }
