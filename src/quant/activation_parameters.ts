@@ -73,6 +73,8 @@ export interface ActivationTraining {
   readonly rate: number;
   /** Default false. */
   readonly absolute?: boolean;
+  /** Decoupled weight decay of bounds, beside that of the quantizer; default 0. */
+  readonly weightDecay?: number;
   /** Adam by default. For SGD the rate of a scale is an absolute one times LSQ's 1 / sqrt(features * quantMax). */
   readonly optimizer?: OptimizerSettings["optimizer"];
   /** Elements of a sample by tensor, for that; 1 by default. */
@@ -232,13 +234,17 @@ export class ActivationParameters implements Disposable {
 /** What a quantizer learns; one that learns nothing keeps a scale. */
 function learning(
   { zeroPoint, quantMin }: ActivationState,
-  { activationQuantizer = "lsq" }: ActivationTraining,
+  { activationQuantizer = "lsq", weightDecay = 0 }: ActivationTraining,
 ): { readonly learns: LearnedGrid; readonly learned: boolean; readonly decay: number } {
   const { learns, decay = 0 } = TRAINERS[activationQuantizer];
   const grid = learns(zeroPoint === quantMin);
+  const decayOf = (learned: LearnedGrid) => {
+    if (learned === "upper") return decay + weightDecay;
+    return learned === "range" ? weightDecay : 0;
+  };
   return grid === "nothing"
     ? { learns: "scale", learned: false, decay: 0 }
-    : { learns: grid, learned: true, decay: grid === "upper" ? decay : 0 };
+    : { learns: grid, learned: true, decay: decayOf(grid) };
 }
 
 /** A step of log s is one of s over s; its gradient is s times that of s. */

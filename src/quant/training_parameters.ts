@@ -25,42 +25,24 @@ import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
-import {
-  FlatLayout,
-  FlatParameters,
-  type OptimizerSettings,
-  type ParameterRate,
-} from "../optim/flat_parameters.ts";
+import { FlatLayout, FlatParameters, type OptimizerSettings } from "../optim/flat_parameters.ts";
 import {
   ActivationParameters,
   type ActivationTraining,
   EWGS_DELTA,
 } from "./activation_parameters.ts";
-import { type LayerState, rootMeanSquare, type Student } from "./student.ts";
+import {
+  biasRate,
+  type LearningRates,
+  scheduled,
+  weightRate,
+  weightScaleRate,
+} from "./learning_rates.ts";
+import type { LayerState, Student } from "./student.ts";
 import { onTanhGrid, tanhParameters, tanhWeights } from "./tanh_weights.ts";
 import { type LayerSlots, weightRows } from "./weight_rows.ts";
 
-/** Learning rates of the groups of parameters. 0 keeps a group as it is. */
-export interface LearningRates {
-  /** Latent weights, in units of the root mean square of the layer's weights, or the variables of soft rounding. */
-  readonly weights: number;
-  /** Logarithm of the weights' scales. */
-  readonly weightScales: number;
-  /** Logarithm of the activations' scales. */
-  readonly activationScales: number;
-  /** Batch norm's gamma and beta, or the bias. */
-  readonly biases: number;
-  /**
-   * True where weights and scales have rates of their own units, as published recipes give them. A rate of a scale
-   * becomes one of its logarithm by the scale (of a layer's weights: their mean) that it starts from; for SGD, after
-   * LSQ's factor 1 / sqrt(weights of the channel * quantMax). Default false.
-   */
-  readonly absolute?: boolean;
-  /** Whether the schedule leaves the weights' rate alone; default false. */
-  readonly constantWeights?: boolean;
-  /** Decoupled weight decay of latent weights and biases (AdamW); default 0. */
-  readonly weightDecay?: number;
-}
+export type { LearningRates } from "./learning_rates.ts";
 
 /**
  * How weights are quantized while they train: with learned scales (LSQ), these with gradients scaled element by element
@@ -81,6 +63,8 @@ export interface TrainingOptions
   readonly batchNormMomentum: number;
   /** Weight of the rounding regulariser (softRounding). */
   readonly roundingRegularizer: number;
+  /** Factor of that weight in a layer, by node name; 1 by default. */
+  readonly roundingWeights?: ReadonlyMap<string, number>;
 }
 
 /** Trainable parameters of some layers and activations of a student. */
@@ -94,7 +78,10 @@ export class TrainingParameters implements Disposable {
   readonly #roundingStart: number;
   readonly #rowCount: number;
   readonly #flat: FlatParameters;
-  readonly #tensors: Record<"weights" | "weightGradients" | "rows" | "largest", Tensor>;
+  readonly #tensors: Record<
+    "weights" | "weightGradients" | "rows" | "largest" | "rowFactors",
+    Tensor
+  >;
   readonly #byWeight = new Map<string, Trainable>();
   readonly #byBias = new Map<string, Trainable>();
   readonly #batchNorms = new Map<string, LiveBatchNorm>();
@@ -137,7 +124,7 @@ export class TrainingParameters implements Disposable {
         latent: layout.take(floats, soft ? 0 : weightRate(layer, rates)),
         logScale: layout.take(
           channels,
-          learnsScales ? weightScaleRate(layer, options) : 0,
+          learnsScales ? weightScaleRate(layer, rates, options.optimizer) : 0,
         ),
         gamma: layout.take(channels, batchNorm ? rates.biases : 0),
         beta: layout.take(channels, batchNorm || bias ? biasRate(rates) : 0),
@@ -149,11 +136,13 @@ export class TrainingParameters implements Disposable {
       ...options,
       rate: rates.activationScales,
       absolute: rates.absolute ?? false,
+      weightDecay: rates.weightDecay ?? 0,
     });
     // Soft rounding keeps one variable for each weight, in the layout of the quantized weights.
     this.#roundingStart = layout.take(soft ? weightSize : 0, scheduled(rates, rates.weights));
     this.#flat = new FlatParameters(device, layout, this.#startValues(layout.size));
-    const rows = this.#slots.flatMap(weightRows);
+    const rowsOfSlots = this.#slots.map(weightRows);
+    const rows = rowsOfSlots.flat();
     this.#rowCount = rows.length;
     const flat = (floats: number, label: string) =>
       device.tensor([Math.max(floats, CHUNK_SIZE)], { label });
@@ -162,8 +151,15 @@ export class TrainingParameters implements Disposable {
       weightGradients: flat(weightSize, "gradients of quantized weights"),
       rows: device.uint32(encodeWeightRows(rows), { label: "weight rows" }),
       largest: flat(weightQuantizer === "dorefa" ? rows.length * 4 : 0, "largest tanh of a row"),
+      rowFactors: flat(options.roundingWeights ? rows.length : 0, "regulariser factor of a row"),
     };
     this.#load();
+    if (options.roundingWeights) {
+      const factors = this.#slots.flatMap(({ layer: { node } }, i) =>
+        rowsOfSlots[i]!.map(() => options.roundingWeights!.get(node) ?? 1)
+      );
+      device.uploadRaw(this.#tensors.rowFactors, Float32Array.from(factors));
+    }
     for (const slots of this.#slots) this.#addLayer(slots);
   }
 
@@ -205,14 +201,19 @@ export class TrainingParameters implements Disposable {
   /** Records what follows the backward pass: gradients of latent weights and scales, and the optimizer's step. */
   recordStep(plan: Plan): void {
     const { target } = this.#device;
-    const { rows, weightGradients: dw, largest } = this.#tensors;
+    const { rows, weightGradients: dw, largest, rowFactors } = this.#tensors;
     const { values: parameters, gradients } = this.#flat;
-    const { weightQuantizer, roundingRegularizer: regularizer } = this.#options;
+    const { weightQuantizer, roundingRegularizer: regularizer, roundingWeights } = this.#options;
     const bound = { parameters, dw, rows, gradients };
     const spec = { rows: this.#rowCount };
     if (weightQuantizer === "softRounding") {
-      const kernel = softRoundWeightsBackward({ ...this.#softRounding(), regularizer }, target);
-      plan.run(kernel, { ...bound, state: this.#state });
+      const weighted = roundingWeights !== undefined;
+      const softSpec = { ...this.#softRounding(), regularizer, weighted };
+      plan.run(softRoundWeightsBackward(softSpec, target), {
+        ...bound,
+        state: this.#state,
+        ...(weighted && { row_factors: rowFactors }),
+      });
     } else if (weightQuantizer === "dorefa") {
       plan.run(quantizeTanhWeightsBackward(spec, target), { ...bound, largest });
     } else {
@@ -360,32 +361,6 @@ export class TrainingParameters implements Disposable {
       this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
     }
   }
-}
-
-function weightRate({ latent }: LayerState, rates: LearningRates): ParameterRate {
-  const { absolute, weights, weightDecay = 0 } = rates;
-  const rate = absolute ? weights : weights * rootMeanSquare(latent.data);
-  return { ...scheduled(rates, rate), decay: weightDecay };
-}
-
-function weightScaleRate(
-  { logScale, latent, quantMax }: LayerState,
-  { optimizer = "adam", rates: { absolute, weightScales } }: TrainingOptions,
-): number {
-  if (!absolute) return weightScales;
-  const channels = logScale.length;
-  const scale = logScale.reduce((sum, log) => sum + Math.exp(log) / channels, 0);
-  if (optimizer === "adam") return weightScales / scale;
-  const largest = Math.max(...quantMax, 1);
-  return weightScales / (scale * scale * Math.sqrt(latent.data.length / channels * largest));
-}
-
-function biasRate({ biases, weightDecay = 0 }: LearningRates): ParameterRate {
-  return { scheduled: biases, decay: weightDecay };
-}
-
-function scheduled({ constantWeights }: LearningRates, rate: number): ParameterRate {
-  return constantWeights ? { constant: rate } : { scheduled: rate };
 }
 
 function roundUp(floats: number): number {

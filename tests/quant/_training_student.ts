@@ -41,10 +41,12 @@ export interface Run {
 export async function withParameters(
   device: Device,
   student: Student,
-  { weightQuantizer = "lsq", rates = NO_RATES, state: start = FIRST_STEP }: {
+  { weightQuantizer = "lsq", rates = NO_RATES, state: start = FIRST_STEP, ...rounding }: {
     weightQuantizer?: WeightQuantizer;
     rates?: LearningRates;
     state?: readonly number[];
+    roundingRegularizer?: number;
+    roundingWeights?: ReadonlyMap<string, number>;
   },
   test: (run: Run) => Promise<void>,
 ): Promise<void> {
@@ -62,6 +64,7 @@ export async function withParameters(
         weightQuantizer,
         batchNormMomentum: 0.1,
         roundingRegularizer: 0,
+        ...rounding,
         beta1: 0.9,
         beta2: 0.99,
       },

@@ -48,6 +48,20 @@ forEachTarget("ActivationParameters move what each quantizer learns, once", asyn
     "pact, both bounds",
   );
   assert.deepEqual(pact.states.map(({ zeroPoint }) => zeroPoint), [0, 6]);
+  // decay in units of the rate: 0.5 of the upper bound, of each bound of a range, and of no scale
+  const weightDecay = 0.5, absolute = true;
+  const decayed = await step({ activationQuantizer: "range", absolute, weightDecay });
+  const free = await step({ activationQuantizer: "range", absolute });
+  for (const [i, { scale }] of decayed.states.entries()) {
+    const bounds = i === 0 ? [3] : [-1.2, 1.8]; // 0.2 * (quantMin - zeroPoint), 0.2 * (quantMax - zeroPoint)
+    const width = Math.max(...bounds) - Math.min(0, ...bounds);
+    const lost = RATE * weightDecay * width / 15;
+    assertClose([free.states[i]!.scale - scale], [lost], { rtol: 1e-3, atol: 0 }, `decay ${i}`);
+  }
+  assert.deepEqual(
+    (await step({ activationQuantizer: "lsq", absolute, weightDecay })).states,
+    (await step({ activationQuantizer: "lsq", absolute })).states,
+  );
   const dorefa = await step({ activationQuantizer: "dorefa" });
   assertClose(
     dorefa.states.map(({ scale }) => scale),

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { ndArray } from "../../src/core/nd_array.ts";
 import { rootMeanSquare } from "../../src/quant/student.ts";
-import { assertClose, forEachTarget, randomArray } from "../_gpu.ts";
+import { assertClose, forEachTarget, randomArray, testDevice } from "../_gpu.ts";
 import {
   codes,
   coveringScales,
@@ -263,6 +263,37 @@ forEachTarget("TrainingParameters.store() keeps learned rounding on the grid", a
     const expected = before.get(layer.node)!.latent.data;
     assertClose(layer.latent.data, expected, { rtol: 1e-6, atol: 0 }, layer.node);
   }
+});
+
+Deno.test("TrainingParameters weights the rounding regulariser by layer", async () => {
+  const device = await testDevice();
+  const student = makeStudent();
+  // Beta 2, regulariser on: without a gradient of the loss each weight goes to the nearer code.
+  const options = {
+    weightQuantizer: "softRounding" as const,
+    rates: { ...NO_RATES, weights: 0.25 },
+    state: [0, 1, 0.1, 0.01, 1, 2, 1],
+    roundingRegularizer: 1,
+    roundingWeights: new Map([["conv", 0], ["depthwise", 0.5]]), // gemm: 1
+  };
+  const moved = new Map<string, number>();
+  await withParameters(device, student, options, async ({ parameters, forward, step }) => {
+    const read = () =>
+      Promise.all(
+        Array.from(student.layers.values(), async ({ node, weight }) =>
+          [node, await device.read(parameters.parameter(weight)!.value)] as const),
+      );
+    forward();
+    const before = new Map(await read());
+    step();
+    forward();
+    for (const [node, now] of await read()) {
+      const then = before.get(node)!;
+      moved.set(node, now.filter((value, i) => value !== then[i]).length / now.length);
+    }
+  });
+  assert.equal(moved.get("conv"), 0);
+  assert.ok(moved.get("depthwise")! > 0.5 && moved.get("gemm")! > 0.5, `${[...moved]}`);
 });
 
 forEachTarget("TrainingParameters gives its memory back", async (device) => {
