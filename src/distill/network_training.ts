@@ -11,6 +11,7 @@ import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
 import { recordAugmentation, transformTable } from "./augmentation.ts";
+import { layerEnds } from "./evaluate.ts";
 import type { Importance } from "./importance.ts";
 import {
   fittingBatch,
@@ -36,7 +37,10 @@ export interface NetworkLosses {
   readonly tensors?: readonly string[];
   /** Weight of that average, 1 by default. */
   readonly tensorWeight?: number;
-  /** By tensor, of each sample: then errors are summed over the channels, and relative to the most important tensor's. */
+  /**
+   * By tensor, of each sample: then errors are summed over the channels and tensors, relative to the most important
+   * tensor's, and the rounding regulariser of a layer counts as much as its tensor.
+   */
   readonly importance?: ReadonlyMap<string, Importance>;
   /** T^2 KL(teacher || student) of the class probabilities. */
   readonly divergence?: { readonly temperature: number; readonly weight: number };
@@ -116,6 +120,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     activationQuantizer: step.activationQuantizer,
     optimization: step.optimization,
     ...(share !== undefined && { quantizedShare: share }),
+    ...(importance && { roundingWeights: roundingWeights(network, importance) }),
     tileStorage: recipe.tileStorage,
     batchNormLiveSteps: batchNormLiveSteps(recipe, steps),
     keep,
@@ -270,17 +275,33 @@ function augments(recipe: Recipe): boolean {
   return copiesFor(recipe) > 1 && (shift > 0 || flip);
 }
 
-/** channels / (number of tensors * largest mean importance), by tensor. */
+/** channels / largest mean importance, by tensor (sample layer attention of Sony's Model Compression Toolkit). */
 function importanceWeights(
   { device, network }: Session,
   importance: ReadonlyMap<string, Importance>,
 ): Map<string, Tensor> {
-  const largest = Math.max(...Array.from(importance.values(), ({ mean }) => mean));
+  const largest = largestMean(importance);
   return new Map(Array.from(importance.keys(), (name) => {
     const { channels } = rowsAndChannels(network.teacher.shapes.get(name)!);
-    const value = channels / (importance.size * (largest || 1));
+    const value = channels / largest;
     return [name, device.fromArray([1], [value], { label: `weight of ${name}` })];
   }));
+}
+
+/** Mean importance of the tensor that a layer ends with, over the largest, by node name. */
+function roundingWeights(
+  network: Network,
+  importance: ReadonlyMap<string, Importance>,
+): Map<string, number> {
+  const largest = largestMean(importance);
+  return new Map(Array.from(layerEnds(network), ([layer, tensor]) => {
+    const { mean = largest } = importance.get(tensor) ?? {};
+    return [layer, mean / largest];
+  }));
+}
+
+function largestMean(importance: ReadonlyMap<string, Importance>): number {
+  return Math.max(...Array.from(importance.values(), ({ mean }) => mean)) || 1;
 }
 
 /** weight / (number of tensors * variance of the teacher's tensor), by tensor. */

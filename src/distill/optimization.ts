@@ -15,6 +15,8 @@ export interface Optimization extends OptimizerSettings {
     readonly warmup: number;
     readonly betaStart: number;
     readonly betaEnd: number;
+    /** How the exponent falls; default "linear". */
+    readonly betaDecay?: "linear" | "cosine";
   };
 }
 

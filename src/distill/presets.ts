@@ -21,7 +21,7 @@ export type PresetName = Exclude<Recipe["method"], "ptq" | "qat" | "joint" | "ep
 /** As PyTorch's Adam. */
 const ADAM = { beta1: 0.9, beta2: 0.999, warmup: 0 } as const;
 
-/** AdaRound's regulariser (Nagel et al. 2020), beside an error summed over the channels. */
+/** AdaRound's regulariser (Nagel et al. 2020), beside an error summed over the channels; BRECQ and QDrop have it as it is. */
 const ROUNDING = { regularizer: 0.01, warmup: 0.2, betaStart: 20, betaEnd: 2 } as const;
 
 const CONSTANT: Optimization = { ...ADAM, schedule: "constant", rounding: ROUNDING };
@@ -41,8 +41,8 @@ const PUBLISHED: Stage = {
   rollBack: false,
 };
 
-/** Learned rounding on floating-point activations, Adam at 1e-3. */
-const ADAROUND: Stage = {
+/** Learned rounding on floating-point activations, Adam at 1e-3: what AdaRound, BRECQ and QDrop share. */
+const LEARNED_ROUNDING: Stage = {
   ...PUBLISHED,
   unit: "layer",
   activations: "float",
@@ -51,8 +51,8 @@ const ADAROUND: Stage = {
   steps: 10_000,
 };
 
-const PUBLISHED_CALIBRATION = { copies: 1 } as const;
-const ASYMMETRIC = { ...PUBLISHED_CALIBRATION, weightGrid: "offset" } as const;
+const ASYMMETRIC = { copies: 1, weightGrid: "offset" } as const;
+const SYMMETRIC = { copies: 1, weightGrid: "symmetric" } as const;
 
 /** The table. */
 export const PRESETS: Readonly<Record<PresetName, Preset>> = {
@@ -60,7 +60,7 @@ export const PRESETS: Readonly<Record<PresetName, Preset>> = {
   blockwise: { stages: [BLOCKWISE] },
   /** Every layer on the teacher's own input, so that no layer waits for another (`layerwise_kd` of Model-Optimizer). */
   parallel: { stages: [{ ...BLOCKWISE, unit: "layer", inputMode: "teacher" }] },
-  /** AMCT's layer-wise distillation (hicann/amct at 2be20da), which keeps latent weights here. */
+  /** AMCT's layer-wise distillation (hicann/amct at 2be20da, distill/distill_helper.py), which keeps latent weights here. */
   amct: {
     stages: [{
       ...PUBLISHED,
@@ -80,33 +80,52 @@ export const PRESETS: Readonly<Record<PresetName, Preset>> = {
       // One epoch of 1,024 images.
       steps: 32,
     }],
-    calibration: { ...PUBLISHED_CALIBRATION, weightGrid: "symmetric" },
+    calibration: SYMMETRIC,
   },
-  /** AdaRound (Nagel et al. 2020). */
-  adaround: { stages: [ADAROUND], calibration: PUBLISHED_CALIBRATION },
-  /** AdaQuant (Hubara et al. 2020): weights, scales and biases of a layer; rates from memory of the authors' code. */
+  /**
+   * AdaRound (Nagel et al. 2020): 10,000 steps as in the paper, where AIMET takes 15,000 below 8 bits; the exponent falls as
+   * a cosine, and codes are symmetric (quic/aimet at c51b284, aimet_torch/v1/adaround).
+   */
+  adaround: {
+    stages: [{
+      ...LEARNED_ROUNDING,
+      optimization: { ...CONSTANT, rounding: { ...ROUNDING, betaDecay: "cosine" } },
+    }],
+    calibration: SYMMETRIC,
+  },
+  /**
+   * AdaQuant (Hubara et al. 2020): weights, ranges and biases of a layer, one layer after another as with --seq_adaquant
+   * (itayhubara/CalibTIP at 8bffbe4, utils/adaquant.py). The authors learn the weights' zero points too.
+   */
   adaquant: {
     stages: [{
       ...PUBLISHED,
       unit: "layer",
+      activationQuantizer: "range",
       loss: { kind: "power", exponent: 2, scale: "mean" },
       rates: {
         weights: 1e-5,
         weightScales: 1e-3,
-        activationScales: 1e-3,
+        weightRanges: true,
+        activationScales: 0.1,
         biases: 1e-3,
         absolute: true,
       },
+      batch: 50,
       steps: 1000,
     }],
-    calibration: PUBLISHED_CALIBRATION,
+    calibration: ASYMMETRIC,
   },
-  /** BRECQ (Li et al. 2021): rounding block by block, then the activations' scales by an L_2.4 error. */
+  /**
+   * BRECQ (Li et al. 2021): rounding block by block on the student's inputs, then the activations' scales by an L_2.4 error
+   * on the float network's (yhhhli/BRECQ at e455d62: main_imagenet.py passes `asym` to the first pass only).
+   */
   brecq: {
     stages: [
-      { ...ADAROUND, unit: "block", steps: 20_000 },
+      { ...LEARNED_ROUNDING, unit: "block", steps: 20_000 },
       {
         ...PUBLISHED,
+        inputMode: "float",
         weightQuantizer: "ste",
         loss: { ...SUM_OF_SQUARES, exponent: 2.4 },
         rates: { ...NOTHING, activationScales: 4e-4 },
@@ -116,10 +135,13 @@ export const PRESETS: Readonly<Record<PresetName, Preset>> = {
     ],
     calibration: ASYMMETRIC,
   },
-  /** QDrop (Wei et al. 2022): rounding and scales together, on activations of which half are quantized. */
+  /**
+   * QDrop (Wei et al. 2022): rounding and scales together, on activations of which half are quantized (wimh966/QDrop at
+   * ef37616, qdrop/solver/recon.py and exp/w2a4/r18/config.yaml).
+   */
   qdrop: {
     stages: [{
-      ...ADAROUND,
+      ...LEARNED_ROUNDING,
       unit: "block",
       inputMode: "mixed",
       activations: "dropped",
@@ -144,25 +166,28 @@ export const PRESETS: Readonly<Record<PresetName, Preset>> = {
       steps: 500,
       rollBack: true,
     }],
-    calibration: { ...PUBLISHED_CALIBRATION, weightGrid: "symmetric" },
+    calibration: SYMMETRIC,
   },
 };
 
-/** EPTQ trains the network as a whole (methods/eptq.ts). */
+/**
+ * EPTQ trains the network as a whole (methods/eptq.ts), with the constants of the authors' toolkit, which leaves the
+ * activations' ranges as calibrated (SonySemiconductorSolutions/mct-model-optimization at 2c8d568,
+ * gptq/common/gptq_constants.py), and the steps of their paper's code (ssi-research/eptq at 408963a, main.py).
+ */
 export const EPTQ: Stage = {
   ...PUBLISHED,
   unit: "network",
   activations: "gradual",
   weightQuantizer: "softRounding",
   rates: {
+    ...NOTHING,
     weights: 3e-2,
     constantWeights: true,
-    weightScales: 0,
-    activationScales: 1e-4,
     biases: 1e-4,
-    absolute: true,
   },
-  optimization: { ...CONSTANT, rounding: { ...ROUNDING, regularizer: 0.01 } },
+  // Beside the errors of all layers, each weighted by its importance, as the regulariser of the layer is.
+  optimization: { ...CONSTANT, rounding: { ...ROUNDING, regularizer: 10 } },
   loss: { kind: "hessian", exponent: 2, scale: "variance" },
   steps: 80_000,
 };
@@ -196,6 +221,6 @@ export function weightGridFor(
 }
 
 function calibrationOf(method: Recipe["method"]): Preset["calibration"] {
-  if (method === "eptq") return PUBLISHED_CALIBRATION;
+  if (method === "eptq") return SYMMETRIC;
   return method in PRESETS ? PRESETS[method as PresetName].calibration : undefined;
 }

@@ -152,7 +152,7 @@ const globalSchema = z.strictObject({
     ),
   teacherWeight: z.number().min(0).max(1).default(0.5)
     .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
-  inputMode: z.enum(["student", "teacher", "mixed", "nearest"]).nullable().default(null)
+  inputMode: z.enum(["student", "teacher", "float", "mixed", "nearest"]).nullable().default(null)
     .describe("whose activations a unit trains on; null = the method's own"),
   augment: augmentSchema.default({ copies: null, shift: 4, flip: true }).describe(
     "augmented copies of the calibration inputs",

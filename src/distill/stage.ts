@@ -8,11 +8,12 @@ import { OPTIMIZATION, type Optimization } from "./optimization.ts";
 import type { UnitKind } from "./units.ts";
 
 /**
- * Whose activations a unit trains on: the student's; the teacher's, through the quantizers of the student; each element
- * the student's or the teacher's as it is, with probability one half (QDrop); or the nearer: a mini-batch of the student's
- * unless it differs from the teacher's, quantized, by more than half of its mean square (AMCT).
+ * Whose activations a unit trains on: the student's; the teacher's, through the quantizers of the student; the teacher's as
+ * they are (float, the second pass of BRECQ); each element the student's or the teacher's as it is, with probability one
+ * half (QDrop); or the nearer: a mini-batch of the student's unless it differs from the teacher's, quantized, by more than
+ * half of its mean square (AMCT).
  */
-export type InputMode = "student" | "teacher" | "mixed" | "nearest";
+export type InputMode = "student" | "teacher" | "float" | "mixed" | "nearest";
 
 /**
  * How the activations inside a unit are quantized while it trains: all of them; none; each element with probability one

@@ -123,6 +123,8 @@ export interface TrainingRun extends TrainingLoop {
   readonly activationQuantizer?: ActivationTrainer;
   /** Part of the activations that is quantized; null leaves them float, and everything is the default. */
   readonly quantizedShare?: PartialQuantization | null;
+  /** How much the rounding regulariser counts in a layer, by node name; 1 by default. */
+  readonly roundingWeights?: ReadonlyMap<string, number>;
   /** Part of a batch's statistics in the running ones; 0.05 by default. */
   readonly batchNormMomentum?: number;
 }
@@ -200,6 +202,7 @@ function studentParameters(run: TrainingRun): ParametersOfStep {
     optimizer,
     batchNormMomentum: run.batchNormMomentum ?? BATCH_NORM_MOMENTUM,
     roundingRegularizer: rounding.regularizer,
+    ...(run.roundingWeights && { roundingWeights: run.roundingWeights }),
     ...(run.quantizedShare !== undefined && { quantizedShare: run.quantizedShare }),
     beta1,
     beta2,
@@ -305,6 +308,7 @@ function recordStep(
       roundingWarmup: rounding.warmup,
       roundingBetaStart: rounding.betaStart,
       roundingBetaEnd: rounding.betaEnd,
+      ...(rounding.betaDecay && { roundingBetaDecay: rounding.betaDecay }),
     }, device.target),
     { state },
   );

@@ -122,6 +122,7 @@ export async function trainUnit(
       const inputOf = (name: string, i: number): Tensor => {
         if (training.inputMode === "student") return student(name);
         if (training.inputMode === "teacher") return quantized(name);
+        if (training.inputMode === "float") return teacher(name);
         const a = student(name), y = plan.tensor(a.shape, name);
         if (training.inputMode === "nearest") {
           plan.run(chooseNearest({ shape: a.shape }, device.target), { a, b: quantized(name), y });

@@ -79,13 +79,13 @@ const BETTER: readonly (readonly [Partial<Recipe>, grid?: Recipe["weightGrid"]])
   [{ method: "layerwise" }],
   [{ method: "blockwise", networkSteps: 0 }],
   [{ method: "parallel" }],
-  [{ method: "adaround", learningRate: 0.05 }],
-  [{ method: "adaquant", learningRate: 1e-4 }],
+  [{ method: "adaround", learningRate: 0.05 }, "symmetric"],
+  [{ method: "adaquant", learningRate: 1e-4 }, "offset"],
   [{ method: "brecq", learningRate: 0.05 }, "offset"],
   [{ method: "qdrop", learningRate: 0.05 }, "offset"],
   [{ method: "ppq", learningRate: 2e-3 }, "symmetric"],
   [{ method: "amct" }, "symmetric"],
-  [{ method: "eptq", steps: 200 }],
+  [{ method: "eptq", steps: 200 }, "symmetric"],
 ];
 
 for (const [changes, grid] of BETTER) {
@@ -100,7 +100,7 @@ for (const [changes, grid] of BETTER) {
 
 for (const method of ["adaround", "brecq"] as const) {
   Deno.test(`distill() ${method} learns the rounding alone: scales and biases stay`, async () => {
-    const ptq = await start(method === "brecq" ? "offset" : "flip");
+    const ptq = await start(method === "brecq" ? "offset" : "symmetric");
     const { student } = await run({ method, learningRate: 0.05 });
     let moved = 0;
     for (const name of WEIGHTS) {
@@ -152,8 +152,8 @@ Deno.test("distill() ppq puts a unit back that got worse, as it was", async () =
 });
 
 Deno.test("distill() leaves the student as calibrated in 0 steps", async () => {
-  const ptq = await start();
   for (const method of ["layerwise", "eptq", "joint"] as const) {
+    const ptq = await start(method === "eptq" ? "symmetric" : "flip");
     const { student } = await run({ method, steps: 0, networkSteps: 0 });
     assert.deepEqual(student.weights, ptq.student.weights, method);
     assert.deepEqual(student.activations, ptq.student.activations, method);
@@ -169,6 +169,19 @@ for (const loss of ["fisher", "hessian"] as const) {
     assert.ok(weighted.report.layers.some(({ rolledBack }) => !rolledBack));
   });
 }
+
+Deno.test("distill() on the student's, the teacher's and the float network's inputs gives three students", async () => {
+  const errors = new Set<number>();
+  for (const inputMode of ["student", "teacher", "float"] as const) {
+    errors.add((await run({ method: "layerwise", steps: 10, inputMode })).error);
+  }
+  // A float network's inputs are the teacher's where nothing inside is quantized either.
+  const weightsOnly = { method: "layerwise", steps: 10, activationTraining: "float" } as const;
+  const { student: one } = await run({ ...weightsOnly, inputMode: "teacher" });
+  const { student: other } = await run({ ...weightsOnly, inputMode: "float" });
+  assert.deepEqual(other.weights, one.weights);
+  assert.equal(errors.size, 3, `${[...errors]}`);
+});
 
 Deno.test("distill() with other units, groups and inputs gives other students, none worse", async () => {
   const ptq = await start();

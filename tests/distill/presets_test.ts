@@ -21,6 +21,8 @@ interface Published {
   readonly schedule: Stage["optimization"]["schedule"];
   readonly steps: number;
   readonly batch: number;
+  /** "lsq" unless said otherwise. */
+  readonly activationQuantizer?: Stage["activationQuantizer"];
 }
 
 const SUM = [2, "channelSum"] as const, MEAN = [2, "mean"] as const;
@@ -54,8 +56,9 @@ const TABLE: Readonly<Record<PresetName | "eptq", readonly Published[]>> = {
     loss: MEAN,
     rates: [1e-3, 0, 0.1, 1e-3],
     steps: 32,
+    activationQuantizer: "range",
   }],
-  // aimet at c51b284: 10,000 iterations of 32, Adam 1e-3, activations float
+  // Nagel et al. 2020 and aimet at c51b284: 10,000 iterations of 32, Adam 1e-3, activations float
   adaround: [{
     ...LAYER,
     ...ROUNDED,
@@ -63,12 +66,22 @@ const TABLE: Readonly<Record<PresetName | "eptq", readonly Published[]>> = {
     rates: [1e-3, 0, 0, 0],
     steps: 10_000,
   }],
-  adaquant: [{ ...LAYER, ...CONSTANT, loss: MEAN, rates: [1e-5, 1e-3, 1e-3, 1e-3], steps: 1000 }],
-  // yhhhli/BRECQ at e455d62: rounding, then the activations' scales by L_2.4
+  // itayhubara/CalibTIP at 8bffbe4: lr_w, lr_qpw (of ranges), lr_qpin (of bounds), lr_b; 1,000 iterations of 50
+  adaquant: [{
+    ...LAYER,
+    ...CONSTANT,
+    loss: MEAN,
+    rates: [1e-5, 1e-3, 0.1, 1e-3],
+    steps: 1000,
+    batch: 50,
+    activationQuantizer: "range",
+  }],
+  // yhhhli/BRECQ at e455d62: rounding, then the activations' scales by L_2.4 on the float network's inputs
   brecq: [
     { ...BLOCK, ...ROUNDED, activations: "float", rates: [1e-3, 0, 0, 0], steps: 20_000 },
     {
       ...BLOCK,
+      inputs: "float",
       weights: "ste",
       loss: [2.4, "channelSum"],
       rates: [0, 0, 4e-4, 0],
@@ -89,14 +102,14 @@ const TABLE: Readonly<Record<PresetName | "eptq", readonly Published[]>> = {
   }],
   // openppl-public/ppq at e39eecb
   ppq: [{ ...BLOCK, ...CONSTANT, loss: MEAN, rates: [5e-5, 5e-5, 5e-5, 5e-5], steps: 500 }],
-  // ssi-research/eptq; SonySemiconductorSolutions/mct-model-optimization at 2c8d568
+  // ssi-research/eptq at 408963a; SonySemiconductorSolutions/mct-model-optimization at 2c8d568
   eptq: [{
     ...ROUNDED,
     unit: "network",
     inputs: "student",
     activations: "gradual",
     loss: [2, "variance"],
-    rates: [3e-2, 0, 1e-4, 1e-4],
+    rates: [3e-2, 0, 0, 1e-4],
     steps: 80_000,
   }],
 };
@@ -114,8 +127,12 @@ for (const [name, published] of Object.entries(TABLE)) {
       schedule: optimization.schedule,
       steps: stage.steps,
       batch: stage.batch,
+      activationQuantizer: stage.activationQuantizer,
     }));
-    assert.deepEqual(found, published);
+    assert.deepEqual(
+      found,
+      published.map((stage) => ({ activationQuantizer: "lsq", ...stage })),
+    );
   });
 }
 
@@ -126,17 +143,20 @@ Deno.test("PRESETS: published methods use PyTorch's Adam, and rates in units of 
       if (own.includes(name)) continue;
       const { beta1, beta2, warmup, rounding } = optimization;
       assert.deepEqual([beta1, beta2, warmup], [0.9, 0.999, 0], name);
-      // lambda 0.01 after a fifth of the steps, beta 20 to 2
-      assert.deepEqual(Object.values(rounding), [0.01, 0.2, 20, 2], name);
+      // lambda 0.01 after a fifth of the steps, beta 20 to 2; falling as a cosine in AIMET alone
+      const { betaDecay = "linear", ...published } = rounding;
+      assert.deepEqual(Object.values(published), [0.01, 0.2, 20, 2], name);
+      assert.equal(betaDecay, name === "adaround" ? "cosine" : "linear", name);
       assert.deepEqual([rates.absolute, ratesBatch, adaptive], [true, null, false], name);
       // only PPQ withdraws what became worse
       assert.equal(rollBack, name === "ppq", name);
     }
   }
   assert.equal(PRESETS.amct.stages[0]!.rates.weightDecay, 0.01); // AdamW of PyTorch
-  assert.equal(PRESETS.amct.stages[0]!.activationQuantizer, "range");
+  assert.equal(PRESETS.adaquant.stages[0]!.rates.weightRanges, true);
   assert.equal(PRESETS.qdrop.stages[0]!.rates.constantWeights, true); // cosine is the scales' only
   assert.equal(EPTQ.loss.kind, "hessian");
+  assert.equal(EPTQ.optimization.rounding.regularizer, 10); // REG_DEFAULT_SLA
 });
 
 Deno.test("copiesFor() and weightGridFor() take the recipe's word, then the method's", () => {
@@ -149,13 +169,14 @@ Deno.test("copiesFor() and weightGridFor() take the recipe's word, then the meth
   assert.equal(copiesFor(recipe({ method: "brecq", augment })), 3);
   const grid = (changes: Partial<Recipe>, bits: number) => weightGridFor(recipe(changes), bits);
   assert.deepEqual([grid({}, 8), grid({}, 4)], ["symmetric", "flip"]);
-  assert.deepEqual([grid({ method: "brecq" }, 4), grid({ method: "qdrop" }, 8)], [
-    "offset",
-    "offset",
-  ]);
-  assert.deepEqual([grid({ method: "amct" }, 4), grid({ method: "ppq" }, 4)], [
-    "symmetric",
-    "symmetric",
-  ]);
+  const published = {
+    offset: ["adaquant", "brecq", "qdrop"],
+    symmetric: ["amct", "adaround", "eptq", "ppq"],
+  } as const;
+  for (const [expected, methods] of Object.entries(published)) {
+    for (const method of methods) {
+      assert.deepEqual([grid({ method }, 4), grid({ method }, 8)], [expected, expected], method);
+    }
+  }
   assert.equal(grid({ method: "brecq", weightGrid: "flip" }, 8), "flip");
 });

@@ -1,6 +1,8 @@
 // EPTQ (Gordon et al. 2023, as in Sony's Model Compression Toolkit): the rounding of all layers is learned at once, from
 // the errors of all their outputs, while the activations are quantized ever more. Adam at 3e-2 for the rounding; the
-// authors step the biases with SGD, here Adam does at the same rate.
+// authors step the biases with SGD and momentum 0.9, here Adam does at the same rate; they compare the outputs of layers in
+// front of the activation function, and let the regulariser act in its warm-up too, where its exponent of 20 leaves it
+// nothing but what is almost rounded.
 import { layerEnds } from "../evaluate.ts";
 import { hessianImportance } from "../importance.ts";
 import { partBetween } from "../inference.ts";
