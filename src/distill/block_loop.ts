@@ -94,19 +94,21 @@ export async function distillUnits(
   }
 }
 
-/** Error of a unit over the variance of its target from which it gets all of its steps. */
-const LARGE_ERROR = 0.01;
+/** Errors of a unit over the variance of its target, from which it gets two thirds of its steps, and all of them. */
+const NOTABLE_ERROR = 0.01, LARGE_ERROR = 0.15;
 
 /**
- * Steps that a unit's start is worth: where rounding costs little there is little to win.
+ * Steps that a unit's start is worth: where rounding costs little there is little to win, and more steps only learn the
+ * training inputs by heart.
  *
  * @param steps all there are
  * @param error of the unit as calibrated, over the variance of its target; NaN when nothing is held out to measure it
- * @returns a quarter of the steps, two, three, or all
+ * @returns one to four sixths of the steps, or all
  */
 export function stepsFor(steps: number, error: number): number {
   if (!(error < LARGE_ERROR)) return steps;
-  return Math.ceil(steps * Math.max(1, Math.ceil(4 * Math.sqrt(error / LARGE_ERROR))) / 4);
+  const sixths = Math.ceil(4 * Math.sqrt(error / NOTABLE_ERROR));
+  return Math.ceil(steps * Math.min(4, Math.max(1, sixths)) / 6);
 }
 
 /** What the loss weights a unit's squared errors with. */

@@ -1,15 +1,20 @@
 // Quantizers of the activations: the teacher runs over calibration samples with observers on its tensors, and each
-// tensor's range makes its scale and zero point.
+// tensor's range makes its scale and zero point. Which exponent of the L_p error is best depends on how heavy the tails
+// are and what the layers behind make of them, so unless one is given the network's output decides (LAPQ, Nahshan et al.
+// 2019, without its second half).
 import type { Device } from "../gpu/device.ts";
 import type { Observer, ObserverOptions } from "../quant/observers/observer.ts";
 import { OBSERVERS } from "../quant/observers/observers.ts";
 import { channelQParams, chooseQParams } from "../quant/qparams.ts";
 import { qScheme } from "../quant/scheme.ts";
 import type { ActivationState } from "../quant/student.ts";
+import type { TensorStatistics } from "../quant/statistics.ts";
 import { observeActivations } from "./activation_statistics.ts";
 import type { RowSet } from "./frontier.ts";
 import type { NetworkValues } from "./inference.ts";
 import type { Network } from "./network.ts";
+import { leastOutputError } from "./output_error.ts";
+import { activationExponentFor } from "./presets.ts";
 import type { Recipe } from "./recipe.ts";
 import type { PassOptions } from "./teacher_pass.ts";
 
@@ -26,7 +31,13 @@ const OBSERVER_OF_RECIPE = {
   hfmg: OBSERVERS.hfmg,
 } as const satisfies Record<Recipe["activationObserver"], Observer>;
 
-/** How activations are observed, on which inputs; of the observers' settings each reads its own. */
+/** Exponents that the output decides between; the first is the usual one (BRECQ, QDrop). */
+const EXPONENTS: readonly number[] = [2.4, 2, 1.5, 1, 3];
+
+/**
+ * How activations are observed, on which inputs; of the observers' settings each reads its own. Without `p`, observer
+ * `mse` takes the exponent with the least error of the network's output.
+ */
 export interface CalibrationOptions extends PassOptions, ObserverOptions {
   readonly observer: Recipe["activationObserver"];
   /** Grid of tensors on both sides of 0; default "auto", which is affine. */
@@ -40,11 +51,12 @@ export interface CalibrationOptions extends PassOptions, ObserverOptions {
  * @returns observer, its settings and the grid
  */
 export function observerOf(recipe: Recipe): Omit<CalibrationOptions, keyof PassOptions> {
+  const exponent = activationExponentFor(recipe);
   return {
     observer: recipe.activationObserver,
     grid: recipe.activationGrid,
     percentile: recipe.activationPercentile,
-    p: recipe.activationExponent,
+    ...(exponent !== null && { p: exponent }),
   };
 }
 
@@ -71,23 +83,38 @@ export async function calibrate(
   const observer: Observer = OBSERVER_OF_RECIPE[name];
   const observed = { ...options, observer };
   const statistics = await observeActivations(device, network, values, images, observed);
-  const states: ActivationState[] = [];
-  for (const [tensor, bits] of network.activationBits) {
-    const seen = statistics.get(tensor)!;
-    if (!Number.isFinite(seen.min) || !Number.isFinite(seen.max)) {
-      throw new RangeError(
-        `tensor "${tensor}" is ${seen.min} to ${seen.max} on the calibration inputs, expected finite numbers`,
-      );
-    }
-    const isInput = tensor === network.input;
-    // Without values below 0, codes are unsigned and the zero point is 0 on every grid.
-    const symmetric = seen.min >= 0 || grid === "symmetric";
-    const scheme = qScheme({ bits, signed: false, symmetric });
-    // The input's whole range is meant to be seen; clipping it loses more than it gains.
-    const chosen = isInput ? OBSERVERS.min_max : observer;
-    const { min, max } = chosen.chooseRange(seen, scheme, options);
-    const qparams = channelQParams(chooseQParams({ min: [min], max: [max] }, scheme), 0);
-    states.push({ tensor, bits, learned: !isInput, ...qparams });
+  const statesFor = (settings: ObserverOptions) =>
+    Array.from(network.activationBits, ([tensor, bits]) => {
+      // The input's whole range is meant to be seen; clipping it loses more than it gains.
+      const isInput = tensor === network.input;
+      const chosen = isInput ? OBSERVERS.min_max : observer;
+      return {
+        ...stateOf(tensor, bits, statistics.get(tensor)!, chosen, grid, settings),
+        learned: !isInput,
+      };
+    });
+  if (name !== "mse" || options.p !== undefined) return statesFor(options);
+  const candidates = EXPONENTS.map((p) => statesFor({ ...options, p }));
+  return await leastOutputError(device, network, values, images, candidates, options);
+}
+
+/** The quantizer of a tensor. */
+function stateOf(
+  tensor: string,
+  bits: number,
+  seen: TensorStatistics,
+  observer: Observer,
+  grid: Recipe["activationGrid"],
+  settings: ObserverOptions,
+): Omit<ActivationState, "learned"> {
+  if (!Number.isFinite(seen.min) || !Number.isFinite(seen.max)) {
+    throw new RangeError(
+      `tensor "${tensor}" is ${seen.min} to ${seen.max} on the calibration inputs, expected finite numbers`,
+    );
   }
-  return states;
+  // Without values below 0, codes are unsigned and the zero point is 0 on every grid.
+  const symmetric = seen.min >= 0 || grid === "symmetric";
+  const scheme = qScheme({ bits, signed: false, symmetric });
+  const { min, max } = observer.chooseRange(seen, scheme, settings);
+  return { tensor, bits, ...channelQParams(chooseQParams({ min: [min], max: [max] }, scheme), 0) };
 }

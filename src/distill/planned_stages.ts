@@ -8,6 +8,7 @@ import { qatPlan } from "./methods/qat.ts";
 import type { Network } from "./network.ts";
 import { networkBatch } from "./network_training.ts";
 import type { PreparedRun } from "./prepare_run.ts";
+import { recipeAtBits } from "./progressive.ts";
 import { EPTQ, PRESETS } from "./presets.ts";
 import type { Recipe } from "./recipe.ts";
 import { BLOCKWISE, type Stage, stagesFor } from "./stage.ts";
@@ -71,18 +72,18 @@ export function plannedStages(
         : [];
     case "joint":
       return whole("joint", { ...step, steps: recipe.steps ?? JOINT_STEPS });
-    case "qat": {
-      const { rounds, blocks, networkSteps } = qatPlan(recipe, clean, batch);
-      const round = [
-        ...(blocks.steps > 0 ? units(blocks, "blockwise") : []),
-        ...whole("qat", { ...step, steps: networkSteps }),
-      ];
-      return Array.from({ length: rounds }, () => round).flat();
-    }
+    case "qat":
+      return [...recipe.progressive, 0].flatMap((bits) => {
+        const { blocks, networkSteps } = qatPlan(recipeAtBits(recipe, bits), clean, batch);
+        return [
+          ...(blocks.steps > 0 ? units(blocks, "blockwise") : []),
+          ...whole("qat", { ...step, steps: networkSteps }),
+        ];
+      });
     case "eptq":
       return whole("eptq", stagesFor([EPTQ], recipe)[0]!);
     default: {
-      const last = lastStage(method, recipe);
+      const last = lastStage(method, recipe, clean);
       return [
         ...stagesFor(PRESETS[method].stages, recipe).flatMap((stage) => units(stage)),
         ...whole("network", { ...step, steps: recipe.networkSteps ?? last.steps }),
@@ -96,8 +97,8 @@ type WholeTraining = Pick<Stage, "rates" | "weightQuantizer" | "steps"> & {
   readonly batch?: number;
 };
 
-/** Error of a unit over the variance of its target, times 4^bits: that of ResNet-20 at 8 and at 4 bits. */
-const ERROR_FACTOR = 100;
+/** Error of a unit over the variance of its target, times 4^bits: that of ResNet-20 at 4 and at 3 bits. */
+const ERROR_FACTOR = 20;
 
 /** What rounding to the unit's fewest bits will cost, by rule of thumb. */
 function likelyError({ weightBits, activationBits }: Network, unit: Block): number {

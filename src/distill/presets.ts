@@ -11,6 +11,7 @@ export interface Preset {
   /** What keys of the recipe mean that are left to the method. */
   readonly calibration?: {
     readonly copies?: number;
+    readonly activationExponent?: number;
     readonly weightGrid?: Exclude<Recipe["weightGrid"], "auto">;
   };
 }
@@ -51,8 +52,9 @@ const LEARNED_ROUNDING: Stage = {
   steps: 10_000,
 };
 
-const ASYMMETRIC = { copies: 1, weightGrid: "offset" } as const;
-const SYMMETRIC = { copies: 1, weightGrid: "symmetric" } as const;
+const CALIBRATION = { copies: 1, activationExponent: 2.4 } as const;
+const ASYMMETRIC = { ...CALIBRATION, weightGrid: "offset" } as const;
+const SYMMETRIC = { ...CALIBRATION, weightGrid: "symmetric" } as const;
 
 /** The table. */
 export const PRESETS: Readonly<Record<PresetName, Preset>> = {
@@ -202,6 +204,18 @@ export function copiesFor(
   { method, augment: { copies } }: Pick<Recipe, "method" | "augment">,
 ): number {
   return copies ?? calibrationOf(method)?.copies ?? 2;
+}
+
+/**
+ * The exponent of the L_p error by which a recipe chooses activation scales.
+ *
+ * @param recipe method and exponent
+ * @returns its own exponent, or the method's; null: the network's output decides
+ */
+export function activationExponentFor(
+  { method, activationExponent }: Pick<Recipe, "method" | "activationExponent">,
+): number | null {
+  return activationExponent ?? calibrationOf(method)?.activationExponent ?? null;
 }
 
 /**

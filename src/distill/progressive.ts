@@ -51,15 +51,24 @@ export async function lowerBits(session: Session, bits = 0): Promise<Session> {
   return stage;
 }
 
-/** The recipe's bits, or more. Batch norm stays what the recipe's own bits make it. */
-function atBits(session: Session, bits: number): Session {
-  const { recipe } = session;
-  const raised: Recipe = {
+/**
+ * A recipe with its own bits, or more. Batch norm stays what its own bits make it.
+ *
+ * @param recipe complete
+ * @param bits of weights and activations where the recipe asks for fewer
+ * @returns the recipe of a stage
+ */
+export function recipeAtBits(recipe: Recipe, bits: number): Recipe {
+  return {
     ...recipe,
     weightBits: Math.max(bits, recipe.weightBits),
     activationBits: recipe.activationBits && Math.max(bits, recipe.activationBits),
     batchNorm: batchNormPolicy(recipe),
   };
+}
+
+function atBits(session: Session, bits: number): Session {
+  const raised = recipeAtBits(session.recipe, bits);
   return { ...session, recipe: raised, network: withBits(session.network, raised) };
 }
 

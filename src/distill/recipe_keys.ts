@@ -99,8 +99,8 @@ export interface Recipe {
   readonly weightExponent: number;
   /** One scale an output channel, or one a layer. */
   readonly weightGranularity: "channel" | "tensor";
-  /** Exponent p of activation observer `mse`. */
-  readonly activationExponent: number;
+  /** Exponent p of activation observer `mse`; `null` = the method's own, or the one with the least output error. */
+  readonly activationExponent: number | null;
   /** Share of the values inside the range, in per cent, of activation observer `percentile`. */
   readonly activationPercentile: number;
   /** Zero point of activations below and above 0: 0, or any; `auto` is `affine`. Without values below 0 it is always 0. */

@@ -14,7 +14,12 @@ export interface RecipeProblem {
 const WHOLE_NETWORK: ReadonlySet<Recipe["method"]> = new Set(["qat", "joint", "eptq"]);
 
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
-const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set(["layerwise", "blockwise", "joint"]);
+const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set([
+  "layerwise",
+  "blockwise",
+  "joint",
+  "qat",
+]);
 
 /**
  * The batch norm policy that a recipe means.
@@ -28,7 +33,6 @@ export function batchNormPolicy(recipe: Recipe): Exclude<Recipe["batchNorm"], "a
   const { batchNorm, method, weightBits, activationBits } = recipe;
   if (batchNorm !== "auto") return batchNorm;
   if (foldedOnly(recipe) !== undefined) return "folded";
-  if (method === "qat") return "frozen";
   if (!LIVE_BATCH_NORM.has(method)) return "folded";
   return Math.min(weightBits, activationBits ?? weightBits) >= 3 ? "folded" : "live";
 }

@@ -134,8 +134,11 @@ const globalSchema = z.strictObject({
     .describe('exponent p of the L_p error of weight observer "mse"'),
   weightGranularity: z.enum(["channel", "tensor"]).default("channel")
     .describe('one weight scale an output channel or one a layer; "tensor" with method "ptq" only'),
-  activationExponent: z.number().positive().default(2.4)
-    .describe('exponent p of the L_p error of activation observer "mse"'),
+  activationExponent: z.number().positive().nullable().default(null)
+    .describe(
+      'exponent p of the L_p error of activation observer "mse"; null = the method\'s own, or ' +
+        "the one with the least error of the network's output",
+    ),
   activationPercentile: z.number().min(1).max(100).default(99.99)
     .describe(
       'share of the values inside the range of activation observer "percentile", in per cent',

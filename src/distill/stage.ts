@@ -73,7 +73,7 @@ export const BLOCKWISE: Stage = {
   rates: { weights: 0.01, weightScales: 1e-3, activationScales: 2e-3, biases: 1e-3 },
   ratesBatch: UNIT_BATCH,
   optimization: OPTIMIZATION,
-  steps: 200,
+  steps: 300,
   adaptive: true,
   batch: UNIT_BATCH,
   rollBack: true,

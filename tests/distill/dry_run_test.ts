@@ -48,19 +48,19 @@ Deno.test("plannedStages() tells each method's units, steps and batch", () => {
       [stage, whole ? "all" : unit.name, steps, batch].join(" ")
     );
   assert.deepEqual(stages({}), [
-    "blockwise one 200 16",
-    "blockwise two 200 16",
-    "blockwise fc 200 16",
+    "blockwise one 300 16",
+    "blockwise two 300 16",
+    "blockwise fc 300 16",
   ]);
   assert.deepEqual(stages({ activationBits: 2, steps: 7, batchSize: 5 }), [
     "blockwise one 7 5",
     "blockwise two 7 5",
     "blockwise fc 7 5",
-    "network all 400 5",
+    "network all 383 5",
   ]);
-  assert.deepEqual(stages({ method: "layerwise" })[0], "layerwise one 200 16");
+  assert.deepEqual(stages({ method: "layerwise" })[0], "layerwise one 300 16");
   assert.deepEqual(stages({ method: "joint" }), ["joint all 400 64"]);
-  assert.deepEqual(stages({ method: "qat" }), ["qat all 200 64"]);
+  assert.deepEqual(stages({ method: "qat" }).slice(2), ["blockwise fc 300 16", "qat all 200 64"]);
   assert.deepEqual(stages({ method: "qat", steps: 50, networkSteps: 90 }), [
     "blockwise one 50 16",
     "blockwise two 50 16",
@@ -82,11 +82,11 @@ Deno.test("plannedStages() expects fewer steps of units with many bits", () => {
   const likely = (changes: Partial<Recipe>) =>
     prepare(changes).stages.map(({ likelySteps }) => likelySteps);
   assert.deepEqual(likely({}), [100, 100, 100]);
-  assert.deepEqual(likely({ weightBits: 4, firstLastBits: 8 }), [100, 200, 100]);
+  assert.deepEqual(likely({ weightBits: 4, firstLastBits: 8 }), [100, 300, 100]);
   const overrides = [{ layers: "fc", weightBits: 3 }];
-  assert.deepEqual(likely({ overrides }), [100, 100, 200]);
+  assert.deepEqual(likely({ overrides }), [100, 100, 300]);
   assert.deepEqual(likely({ steps: 50 }), [50, 50, 50]);
-  assert.deepEqual(likely({ heldOut: 0 }), [200, 200, 200]);
+  assert.deepEqual(likely({ heldOut: 0 }), [300, 300, 300]);
 });
 
 Deno.test("describeRun() shows bits, units and what trains, with overrides and float layers", () => {
@@ -103,9 +103,9 @@ Deno.test("describeRun() shows bits, units and what trains, with overrides and f
     ["one one 768 12 8 8", "two two 2048 32  ", "pool fc    6", "fc fc 16 16 8 6"],
   );
   assert.deepEqual(units.map(({ trains, steps }) => [trains, steps]), [
-    ["weights, weight scales, activation scales, biases", 200],
+    ["weights, weight scales, activation scales, biases", 300],
     ["", 0],
-    ["weights, weight scales, activation scales, biases", 200],
+    ["weights, weight scales, activation scales, biases", 300],
   ]);
   const trains = (changes: Partial<Recipe>) => plan(changes).units.map((unit) => unit.trains);
   assert.equal(

@@ -70,7 +70,8 @@ const starts = new Map<string, Promise<Result>>();
 
 /** The PTQ student with a grid, made once. */
 function start(weightGrid: Recipe["weightGrid"] = "flip"): Promise<Result> {
-  const known = starts.get(weightGrid) ?? run({ method: "ptq", weightGrid });
+  const known = starts.get(weightGrid) ??
+    run({ method: "ptq", weightGrid, activationExponent: 2.4 });
   starts.set(weightGrid, known);
   return known;
 }

@@ -39,7 +39,7 @@ const OWN = {
   loss: [2, "variance"],
   rates: [0.01, 1e-3, 2e-3, 1e-3],
   schedule: "cosine",
-  steps: 200,
+  steps: 300,
   batch: 16,
 } as const;
 

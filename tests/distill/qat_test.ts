@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import type { Kernel } from "../../kernels/kernel.ts";
 import { ndArray } from "../../src/core/nd_array.ts";
-import { calibrate } from "../../src/distill/calibrate.ts";
+import { calibrate, observerOf } from "../../src/distill/calibrate.ts";
 import { createStudent } from "../../src/distill/create_student.ts";
 import { distill } from "../../src/distill/distill.ts";
 import { predict } from "../../src/distill/evaluate.ts";
@@ -52,6 +52,7 @@ const COUNT = 24;
 const IMAGES = ndArray("float32", [COUNT, 3, 6, 6], Float32Array.from(randomArray(1, COUNT * 108)));
 const LABELS = Uint32Array.from({ length: COUNT }, (_, i) => i % 5);
 const SMALL = {
+  steps: 0,
   heldOut: 0,
   samples: COUNT,
   batchSize: 8,
@@ -164,16 +165,18 @@ Deno.test("distill() qat learns with SGD", async () => {
 Deno.test("qatPlan() shares the recipe's steps out, and takes its own where there are none", () => {
   const bits = { method: "qat", weightBits: 2, activationBits: 2 } as const;
   const plan = (changes: Partial<Recipe>) => {
-    const { rounds, blocks, networkSteps } = qatPlan(
+    const { blocks, networkSteps } = qatPlan(
       parseRecipe({ ...bits, ...changes }),
       4375,
       64,
     );
-    return [rounds, blocks.steps, networkSteps];
+    return [blocks.steps, networkSteps];
   };
-  assert.deepEqual(plan({ steps: 7, networkSteps: 10, progressive: [4, 3] }), [3, 3, 4]);
-  assert.deepEqual(plan({}), [1, 0, 342]);
-  assert.deepEqual(plan({ steps: 50, networkSteps: 0 }), [1, 50, 0]);
+  assert.deepEqual(plan({ steps: 7, networkSteps: 10, progressive: [4, 3] }), [3, 4]);
+  assert.deepEqual(plan({}), [300, 1915]);
+  assert.deepEqual(plan({ weightBits: 4, activationBits: 4 }), [300, 958]);
+  assert.deepEqual(plan({ weightBits: 8, activationBits: 8 }), [300, 342]);
+  assert.deepEqual(plan({ steps: 50, networkSteps: 0 }), [50, 0]);
 });
 
 Deno.test("startAtBits() and lowerBits() search weights anew and keep what scales have learnt", async () => {
@@ -185,7 +188,7 @@ Deno.test("startAtBits() and lowerBits() search weights anew and keep what scale
         { weightBits: 8, activationBits, firstLastBits: 8 },
         true,
       );
-      const options = { batch: 8, samples: COUNT, observer: recipe.activationObserver };
+      const options = { batch: 8, samples: COUNT, ...observerOf(recipe) };
       const states = await calibrate(device, bits, teacher, samples.train, options);
       return states.find(({ tensor }) => tensor === "u")!.scale;
     };
@@ -212,7 +215,7 @@ Deno.test("startAtBits() and lowerBits() search weights anew and keep what scale
     assert.deepEqual([lower.bits, lower.oddCodes], [2, false]);
     assert.deepEqual(lower.logScale, grids(2));
     assert.equal(student.layers.get("Conv_a")!.bits, 8, "the first layer stays");
-    assert.equal(last.recipe.batchNorm, "frozen");
+    assert.equal(last.recipe.batchNorm, "live");
     assert.deepEqual(last.network.activationBits, network.activationBits);
   });
 });
@@ -320,7 +323,7 @@ async function withSession(
   using train = new RowSet(device, COUNT, [6, 6, 3], "inputs");
   train.upload(0, channelsLast());
   using heldOut = new RowSet(device, 0, [6, 6, 3], "held out");
-  const options = { batch: 8, samples: COUNT, observer: recipe.activationObserver };
+  const options = { batch: 8, samples: COUNT, ...observerOf(recipe) };
   const activations = await calibrate(device, network, teacher, train, options);
   await test({
     device,

@@ -163,13 +163,13 @@ Deno.test("checkRecipePart() lets keys be completed by another part", () => {
   assert.equal(checkRecipePart({ label: "y.npy" })?.key, "label");
 });
 
-Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes what the recipe says", () => {
+Deno.test("batchNormPolicy() folds from 3 bits on, and takes what the recipe says", () => {
   const policy = (changes: Partial<Recipe>) => batchNormPolicy(parseRecipe(changes));
   assert.equal(policy({ weightBits: 3, activationBits: 3 }), "folded");
   assert.equal(policy({ weightBits: 2, activationBits: 4 }), "live");
   assert.equal(policy({ weightBits: 4, activationBits: 2 }), "live");
-  assert.equal(policy({ method: "qat", weightBits: 2, activationBits: 2 }), "frozen");
-  assert.equal(policy({ method: "qat", batchNorm: "live" }), "live");
+  assert.equal(policy({ method: "qat", weightBits: 2, activationBits: 2 }), "live");
+  assert.equal(policy({ method: "qat", batchNorm: "frozen" }), "frozen");
   // What rewrites folded weights leaves nothing else to train.
   const low = { weightBits: 2, activationBits: 2 } as const;
   assert.equal(policy({ ...low, equalization: "crossLayer" }), "folded");
@@ -179,10 +179,11 @@ Deno.test("batchNormPolicy() folds from 3 bits on, freezes for QAT, and takes wh
   assert.equal(policy({ method: "ptq", weightBits: 2, weightGranularity: "tensor" }), "folded");
 });
 
-Deno.test("stepsFor() gives fewer steps to units that lose little, in quarters", () => {
+Deno.test("stepsFor() gives fewer steps to units that lose little, in sixths", () => {
   assert.deepEqual(
-    [NaN, 1, 0.01, 0.009, 0.0057, 0.0056, 0.002, 1e-4, 0].map((error) => stepsFor(100, error)),
-    [100, 100, 100, 100, 100, 75, 50, 25, 25],
+    [NaN, 1, 0.15, 0.149, 0.01, 0.0057, 0.0056, 0.002, 1e-4, 0]
+      .map((error) => stepsFor(300, error)),
+    [300, 300, 300, 200, 200, 200, 150, 100, 50, 50],
   );
   assert.equal(stepsFor(3, 0), 1);
 });

@@ -14,20 +14,32 @@ import { BLOCKWISE, type Stage, stagesFor } from "../stage.ts";
 import { unitsOf } from "../units.ts";
 import { innerOutputs, networkRates, TEMPERATURE } from "./network_stage.ts";
 
-/** Passes over the samples. */
-const EPOCHS = 5;
+/** Steps of the network that few samples get too. */
 const LEAST_STEPS = 200;
-/** Learning rates relative to the base; at 8 bits there is little to repair and much to forget. */
-const RATE = 0.5, RATE_AT_8_BITS = 0.1;
 /** Learning rate of SGD. */
 const SGD_RATE = 0.01;
-/** Weight of the block outputs' error beside the divergence of the class probabilities. */
-const BLOCK_WEIGHT = 8;
+
+/** How the whole network is trained. */
+interface Course {
+  /** Passes over the samples. */
+  readonly epochs: number;
+  /** Learning rates relative to the base. */
+  readonly rate: number;
+  /** Weight of the block outputs' error beside the divergence of the class probabilities. */
+  readonly blockWeight: number;
+}
+
+/** What was best on average: four levels need long and bold steps; at 8 bits there is little to repair and much to forget. */
+function courseFor({ weightBits, activationBits }: Recipe): Course {
+  const bits = Math.min(weightBits, activationBits ?? weightBits);
+  if (bits < 3) return { epochs: 28, rate: 1.5, blockWeight: 8 };
+  return bits < 8
+    ? { epochs: 14, rate: 0.7, blockWeight: 1 }
+    : { epochs: 5, rate: 0.1, blockWeight: 8 };
+}
 
 /** How long training takes with each of the bits that it goes through. */
 export interface QatPlan {
-  /** How many bit widths there are. */
-  readonly rounds: number;
   /** How the blocks are distilled, if with any steps. */
   readonly blocks: Stage;
   /** Steps of the whole network. */
@@ -37,20 +49,18 @@ export interface QatPlan {
 /**
  * What a recipe means; its steps are shared out among the bits.
  *
- * @param recipe complete
+ * @param recipe complete, at the bits of the stage
  * @param clean samples
  * @param batch of a step of the network
- * @returns the same for each of the bits
+ * @returns how the stage trains
  */
 export function qatPlan(recipe: Recipe, clean: number, batch: number): QatPlan {
   const rounds = recipe.progressive.length + 1;
   const share = (steps: number) => Math.ceil(steps / rounds);
   const [blocks] = stagesFor([BLOCKWISE], recipe) as [Stage];
-  const own = Math.max(LEAST_STEPS, Math.ceil(EPOCHS * clean / batch));
+  const own = Math.max(LEAST_STEPS, Math.ceil(courseFor(recipe).epochs * clean / batch));
   return {
-    rounds,
-    // Distilling the blocks first was not seen to help yet, so that is the recipe's to ask for.
-    blocks: { ...blocks, steps: share(recipe.steps ?? 0) },
+    blocks: { ...blocks, steps: share(blocks.steps) },
     networkSteps: share(recipe.networkSteps ?? own),
   };
 }
@@ -74,14 +84,16 @@ async function trainAtBits(session: Session): Promise<void> {
   const { blocks, networkSteps } = qatPlan(recipe, clean, batch);
   if (blocks.steps > 0) {
     const units = unitsOf(network.teacher, blocks.unit, recipe.groups);
-    await distillUnits(session, "blockwise", units, blocks);
+    // The recipe's learning rate is meant for the network, perhaps for another optimizer.
+    const own = { ...session, recipe: { ...recipe, learningRate: null } };
+    await distillUnits(own, "blockwise", units, blocks);
   }
   if (networkSteps === 0) return;
   const { teacherWeight, optimizer } = recipe;
   const losses: NetworkLosses = {
     ...(teacherWeight > 0 && {
       tensors: innerOutputs(network, cutIntoBlocks(network.teacher.graph)),
-      tensorWeight: BLOCK_WEIGHT * teacherWeight,
+      tensorWeight: courseFor(recipe).blockWeight * teacherWeight,
       divergence: { temperature: TEMPERATURE, weight: teacherWeight },
     }),
     ...(teacherWeight < 1 && { labels: { classes: labels, weight: 1 - teacherWeight } }),
@@ -99,10 +111,8 @@ async function trainAtBits(session: Session): Promise<void> {
 }
 
 function ratesOf(session: Session): LearningRates {
-  const { learningRate, optimizer, weightBits } = session.recipe;
-  if (optimizer !== "sgd") {
-    return networkRates(session, weightBits < 8 ? RATE : RATE_AT_8_BITS);
-  }
+  const { learningRate, optimizer } = session.recipe;
+  if (optimizer !== "sgd") return networkRates(session, courseFor(session.recipe).rate);
   const rate = learningRate ?? SGD_RATE;
   return {
     weights: rate,

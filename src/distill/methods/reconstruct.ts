@@ -17,28 +17,46 @@ import { networkStage, type NetworkStageOptions } from "./network_stage.ts";
  */
 export function reconstruct(name: PresetName): Method {
   return async (session) => {
-    const { recipe, network } = session;
+    const { recipe, network, samples } = session;
     for (const stage of stagesFor(PRESETS[name].stages, recipe)) {
       const units = unitsOf(network.teacher, stage.unit, recipe.groups);
       await distillUnits(session, name, units, stage);
     }
-    const stage = lastStage(name, recipe);
+    const stage = lastStage(name, recipe, samples.clean);
     const steps = recipe.networkSteps ?? stage.steps;
     const blocks = cutIntoBlocks(network.teacher.graph);
     if (steps > 0) await networkStage(session, blocks, { ...stage, steps });
   };
 }
 
+/** Clean samples of a step for which passes are counted. */
+const STEP = 64;
+/** Passes over the samples, and steps at most: with many samples, a part of a pass more says little. */
+const PASSES = 28, MOST_STEPS = 2000;
+/** Samples from which more than four levels gain from it: with fewer, what the blocks left is learnt by heart. */
+const MANY = 3000;
+
 /**
- * What was best on average: with four levels long and bold; more levels gain nothing from it.
+ * What was best on average: with four levels long and bold; more levels gain from it when there are many samples, and
+ * eight bits leave nothing to gain.
  *
  * @param name of the preset
  * @param recipe its bits
+ * @param clean samples to train on
  * @returns how the whole network is trained behind its units
  */
-export function lastStage(name: PresetName, { activationBits }: Recipe): NetworkStageOptions {
+export function lastStage(
+  name: PresetName,
+  { activationBits, weightBits }: Pick<Recipe, "activationBits" | "weightBits">,
+  clean: number,
+): NetworkStageOptions {
+  const passes = (count: number) => Math.min(MOST_STEPS, Math.ceil(count * clean / STEP));
   if (name === "blockwise" && activationBits === 2) {
-    return { steps: 400, factor: 1.5, blockWeight: 8 };
+    return { steps: passes(PASSES), factor: 1.5, blockWeight: 8 };
+  }
+  const few = Math.min(weightBits, activationBits ?? weightBits) < 8;
+  if (name === "blockwise" && few && clean >= MANY) {
+    return { steps: passes(PASSES / 2), factor: 0.7, blockWeight: 1 };
   }
   return { steps: 0, factor: 0.25, blockWeight: 8 };
 }
