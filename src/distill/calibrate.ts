@@ -68,7 +68,7 @@ export function observerOf(recipe: Recipe): Omit<CalibrationOptions, keyof PassO
  * @param values the teacher's values
  * @param images the network's inputs
  * @param options which inputs, the observer and the grid
- * @returns quantizers by tensor, in the order of `network.activationBits`
+ * @returns quantizers by tensor, in the order of `network.activationBits`; none where ranges are taken at run time
  * @throws RangeError when an activation is not finite
  */
 export async function calibrate(
@@ -79,7 +79,7 @@ export async function calibrate(
   { observer: name, grid = "auto", ...options }: CalibrationOptions,
 ): Promise<ActivationState[]> {
   // Nothing to observe, so the teacher need not run.
-  if (network.activationBits.size === 0) return [];
+  if (network.activationBits.size === 0 || network.activationRanges === "dynamic") return [];
   const observer: Observer = OBSERVER_OF_RECIPE[name];
   const observed = { ...options, observer };
   const statistics = await observeActivations(device, network, values, images, observed);

@@ -10,7 +10,7 @@ import { rowsAndChannels } from "../ops/context.ts";
 import { conv2dSpecOf } from "../ops/layer.ts";
 import { compensateLayer } from "../quant/gptq.ts";
 import type { Frontier } from "./frontier.ts";
-import { type Part, partBetween, recordForward, studentValues } from "./inference.ts";
+import { type Part, partBetween, recordLayerInput, studentValues } from "./inference.ts";
 import { shapesForBatch } from "./network.ts";
 import type { Session } from "./session.ts";
 
@@ -80,7 +80,7 @@ async function hessians(
   const tensors = new Map(
     sets.map(([name, set]) => [name, plan.tensor([batch, ...set.rowShape], name)]),
   );
-  const x = recordForward(plan, front, values, tensors).get(input)!;
+  const x = recordLayerInput(plan, front, values, tensors, node);
   const h = plan.tensor([spec.group * size, size], `X^T X of ${node.name}`);
   const table = device.uint32(chosen, { label: "pixels" });
   plan.run(gram({ ...spec, rows }, device.target), { x, pixels: table, h });

@@ -13,7 +13,7 @@ import { expectedInputs } from "../quant/expected_inputs.ts";
 import { meanOutputs, tapMeans } from "../quant/mean_outputs.ts";
 import { convolutionOf } from "./compensate.ts";
 import type { Frontier } from "./frontier.ts";
-import { advance, type Part, partBetween, recordForward, studentValues } from "./inference.ts";
+import { advance, type Part, partBetween, recordLayerInput, studentValues } from "./inference.ts";
 import { observeInputs } from "./observe_inputs.ts";
 import type { Recipe } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
@@ -110,7 +110,7 @@ async function meanInput(
   const tensors = new Map(
     sets.map(([name, set]) => [name, plan.tensor([batch, ...set.rowShape], name)]),
   );
-  const y = recordMean(plan, recordForward(plan, front, values, tensors).get(input)!);
+  const y = recordMean(plan, recordLayerInput(plan, front, values, tensors, node));
   const sums = new Map<string, Float64Array>();
   for (let row = 0; row < rows; row += batch) {
     for (const [name, set] of sets) set.copyOut(row, batch, tensors.get(name)!);

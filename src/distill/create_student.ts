@@ -64,6 +64,8 @@ function layerState(
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
   const batchNorm = network.batchNorms.get(node.name);
+  const dynamicInput = network.activationRanges === "dynamic" &&
+    network.activationBits.has(node.inputs[0]!);
   const layer = {
     node: node.name,
     weight,
@@ -73,6 +75,7 @@ function layerState(
     layout,
     axis,
     ...(groups && { groups }),
+    ...(dynamicInput && { dynamicInput }),
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
   return searchGrid(layer, bits, recipe, powers);

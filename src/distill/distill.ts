@@ -172,6 +172,7 @@ async function run(
       method: recipe.method,
       weightBits: recipe.weightBits,
       activationBits: recipe.activationBits,
+      activationRanges: recipe.activationRanges,
       seed: recipe.seed,
       streamed: frontier.residence === "host",
       notEqualized: Object.fromEntries(network.notEqualized),

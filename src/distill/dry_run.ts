@@ -65,6 +65,8 @@ export interface RunPlan {
   readonly weightBits: number;
   /** `null` where they stay float. */
   readonly activationBits: number | null;
+  /** Whether the activations' ranges are calibrated, or taken at run time from what each layer reads. */
+  readonly activationRanges: Recipe["activationRanges"];
   readonly layers: readonly PlannedLayer[];
   readonly units: readonly PlannedUnit[];
   /** Inputs trained on, versions of each, inputs held out, inputs evaluated. */
@@ -147,6 +149,7 @@ export function describeRun(
     method: recipe.method,
     weightBits: recipe.weightBits,
     activationBits: recipe.activationBits,
+    activationRanges: recipe.activationRanges,
     layers: layersOf(network, macs, unitNames),
     units,
     samples: {
@@ -166,13 +169,15 @@ export function describeRun(
 }
 
 function layersOf(
-  { teacher: { graph }, weightBits, activationBits }: Network,
+  { teacher: { graph }, weightBits, activationBits, activationRanges }: Network,
   macs: ReadonlyMap<string, number>,
   units: ReadonlyMap<string, string>,
 ): PlannedLayer[] {
   const weights = countWeights(graph);
   const isPool = (tensor: string, name: string) => activationBits.has(tensor) && !weights.has(name);
-  const poolings = new Set(["AveragePool", "GlobalAveragePool", "ReduceMean"]);
+  const poolings = new Set(
+    activationRanges === "static" ? ["AveragePool", "GlobalAveragePool", "ReduceMean"] : [],
+  );
   return graph.nodes
     .filter(({ name, opType, inputs }) =>
       weights.has(name) || (poolings.has(opType) && isPool(inputs[0]!, name))
@@ -262,7 +267,8 @@ function estimateSeconds(
   // Teacher and student, before and after.
   const judging = 2 * (heldOut > 0 ? heldOut : Math.min(clean, batch));
   // Inputs that go forward through the whole network.
-  const calibrating = 2 * Math.min(clean, recipe.calibrationSamples) + judging;
+  const passes = calibrationPasses(network, recipe);
+  const calibrating = passes * Math.min(clean, recipe.calibrationSamples) + judging;
   const moving = (units.some(({ whole }) => !whole) ? 2 * trainRows + 3 * heldOut : 0) +
     (units.some(({ whole }) => whole) ? 4 * heldOut : 0);
   const steps = units.reduce((sum, { whole, likelySteps, batch, macs }) => {
@@ -278,6 +284,15 @@ function estimateSeconds(
     evaluate: evaluateSeconds,
     total: calibrateSeconds + distillSeconds + evaluateSeconds,
   };
+}
+
+/** How often the calibration inputs go forward before the weights' scales are chosen. */
+function calibrationPasses(
+  { activationBits, activationRanges }: Network,
+  { migration, weightObserver }: Recipe,
+): number {
+  const ranges = activationBits.size > 0 && activationRanges === "static" ? 2 : 0;
+  return ranges + (migration === null ? 0 : 1) + (weightObserver === "hessian" ? 1 : 0);
 }
 
 /** Passes of which the median counts. */

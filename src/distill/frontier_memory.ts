@@ -127,11 +127,13 @@ export function frontierBytes(
   { rows, batch }: SampleCounts,
   bytes: ElementBytes = COMPACT,
 ): FrontierBytes {
-  const { teacher: { shapes }, activationBits, input } = network;
+  const { teacher: { shapes }, activationBits, activationRanges, input } = network;
+  // With ranges at run time the tensors themselves are not quantized, only what layers read.
+  const isQuantized = (name: string) => activationRanges === "static" && activationBits.has(name);
   const elements = (name: string) => paddedSize(shapes.get(name)!);
   const both = (name: string) =>
     elements(name) *
-    (bytes.teacher + (activationBits.has(name) ? bytes.quantized : bytes.unquantized));
+    (bytes.teacher + (isQuantized(name) ? bytes.quantized : bytes.unquantized));
   const sum = (names: Iterable<string>) =>
     Array.from(names, both).reduce((total, bytes) => total + bytes, 0);
   let all = 0, most = 0;

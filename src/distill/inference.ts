@@ -10,6 +10,7 @@ import type { Graph, Node } from "../graph/graph.ts";
 import { fuseLayers } from "../graph/layers.ts";
 import type { ActivationQParams } from "../graph/quantized_graph.ts";
 import type { ActivationQuantizer, OpContext } from "../ops/context.ts";
+import { recordDynamicQuantize } from "../ops/dynamic_quantize.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { Student } from "../quant/student.ts";
 import { type Frontier, type Residence, RowSet, type RowStorage } from "./frontier.ts";
@@ -49,6 +50,8 @@ export class NetworkValues implements Disposable {
   readonly #quantizers = new Map<string, ActivationQuantizer>();
   readonly #qparams: ReadonlyMap<string, ActivationQParams>;
   readonly #owned: Tensor[] = [];
+  /** Names of the layers that quantize their input with the range it has at run time. */
+  readonly dynamicLayers: ReadonlySet<string>;
   /** The quantizer of layers that have none. */
   readonly passThrough: ActivationQuantizer;
 
@@ -56,13 +59,16 @@ export class NetworkValues implements Disposable {
    * @param device where they lie
    * @param arrays arrays by initializer name, channels last
    * @param quantizers quantizers by tensor name
+   * @param dynamicLayers names of the layers that quantize their input with the range it has at run time
    */
   constructor(
     device: Device,
     arrays: ReadonlyMap<string, NdArray>,
     quantizers: ReadonlyMap<string, ActivationQParams>,
+    dynamicLayers: ReadonlySet<string> = new Set(),
   ) {
     this.#device = device;
+    this.dynamicLayers = dynamicLayers;
     this.passThrough = { qparams: device.tensor([4], { label: "no quantizer" }) };
     this.#owned.push(this.passThrough.qparams);
     this.#qparams = quantizers;
@@ -153,7 +159,8 @@ export function studentValues(
   const quantizers = quantized
     ? Array.from(student.activations).filter(([name]) => tensors.has(name))
     : [];
-  return new NetworkValues(device, arrays, new Map(quantizers));
+  const dynamicLayers = quantized ? student.dynamicLayers : new Set<string>();
+  return new NetworkValues(device, arrays, new Map(quantizers), dynamicLayers);
 }
 
 /**
@@ -185,12 +192,34 @@ export function recordForward(
     values: new Map(inputs),
     parameter: (name) => ({ value: values.parameter(name) }),
     quantizer: (name) => values.quantizer(name),
+    dynamicLayers: values.dynamicLayers,
     keep,
     // A quantizer of scale 0 lets values pass, but no gradient.
     ...(tape ? { tape } : { passThrough: values.passThrough }),
   };
   recordSteps(context, fuseLayers(graph, new Set([...values.quantized, ...keep]), shapes));
   return context.values;
+}
+
+/**
+ * Records the part in front of a layer, up to what the layer multiplies.
+ *
+ * @param plan where to record
+ * @param front what to run; it gives the layer's input
+ * @param values weights and quantizers
+ * @param inputs tensors by name, as {@linkcode recordForward} takes them
+ * @param layer the layer
+ * @returns the layer's input, quantized
+ */
+export function recordLayerInput(
+  plan: Plan,
+  front: Part,
+  values: NetworkValues,
+  inputs: ReadonlyMap<string, Tensor>,
+  layer: Node,
+): Tensor {
+  const x = recordForward(plan, front, values, inputs).get(layer.inputs[0]!)!;
+  return values.dynamicLayers.has(layer.name) ? recordDynamicQuantize(plan, x) : x;
 }
 
 /** How {@linkcode advance} runs, and what becomes of the outputs. */

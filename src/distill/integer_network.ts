@@ -1,4 +1,5 @@
 // A deployed student that runs on its integers.
+import { UnsupportedError } from "../core/errors.ts";
 import type { NdArray } from "../core/nd_array.ts";
 import {
   type ImageSet,
@@ -44,9 +45,18 @@ export class IntegerNetwork implements Disposable {
    *
    * @param device where it runs
    * @param student from `distill`
-   * @throws UnsupportedError when the network cannot be executed
+   * @throws UnsupportedError when the network cannot be executed, or takes ranges of activations at run time
    */
   constructor(device: Device, student: QuantizedGraph) {
+    const [dynamic] = student.dynamicLayers ?? [];
+    if (dynamic !== undefined) {
+      throw new UnsupportedError(
+        "DynamicQuantizeLinear",
+        dynamic,
+        "IntegerNetwork needs ranges of activations that are known before, expected a student of " +
+          'activationRanges "static"',
+      );
+    }
     this.#device = device;
     this.#student = student;
     // The recipe's bits are not used: the quantizers are there.

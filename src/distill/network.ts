@@ -11,13 +11,14 @@ import { simplify } from "../graph/simplify.ts";
 import { consumers, producers } from "../graph/topology.ts";
 import { type LayerRules, type LayerSettings, layerSettings } from "./overrides.ts";
 import { prepareWeights, type WeightPreparation } from "./prepare_weights.ts";
+import type { Recipe } from "./recipe_keys.ts";
 
 /** Bits of a network's quantizers. */
-export interface BitWidths extends LayerRules {
+export interface BitWidths extends LayerRules, Partial<Pick<Recipe, "activationRanges">> {
   readonly weightBits: number;
   /** `null` leaves activations float. */
   readonly activationBits: number | null;
-  /** Weights of the first and the last layer, and the activations only they read. */
+  /** Weights of the first and the last layer, and the activations only they read unless ranges are dynamic. */
   readonly firstLastBits: number;
 }
 
@@ -33,6 +34,8 @@ export interface Network {
   readonly batchNorms: ReadonlyMap<string, Node>;
   /** Bits of every quantized tensor. */
   readonly activationBits: ReadonlyMap<string, number>;
+  /** Whether those have quantizers, or every layer that reads one takes its range at run time. */
+  readonly activationRanges: Recipe["activationRanges"];
   /** Bits of every quantized layer, by node name, in execution order; layers that stay float are absent. */
   readonly weightBits: ReadonlyMap<string, number>;
   /** What overrides say of layers and poolings, by node name. */
@@ -186,8 +189,8 @@ function checkSupported(graph: Graph): void {
 
 function assignBits(
   { graph, layouts }: ChannelsLastGraph,
-  { weightBits, activationBits, firstLastBits, ...rules }: BitWidths,
-): Pick<Network, "activationBits" | "weightBits" | "settings"> {
+  { weightBits, activationBits, firstLastBits, activationRanges = "static", ...rules }: BitWidths,
+): Pick<Network, "activationBits" | "activationRanges" | "weightBits" | "settings"> {
   const layers = graph.nodes.filter((node) => LAYERS.has(node.opType));
   if (layers.length === 0) throw new RangeError("the network has no Conv or Gemm to quantize");
   const nodes = graph.nodes.filter(({ opType }) => LAYERS.has(opType) || POOLS.has(opType));
@@ -208,7 +211,10 @@ function assignBits(
     throw new RangeError("every layer is skipped, nothing is left to quantize");
   }
   const activations = new Map<string, number>();
+  const isDynamic = activationRanges === "dynamic";
   for (const node of nodes) {
+    // Where layers quantize what they read, nothing else is quantized.
+    if (isDynamic && !weights.has(node.name)) continue;
     const tensor = node.inputs[0]!;
     const fed = layersFedBy(tensor, readers);
     const quantized = fed.filter((name) => weights.has(name));
@@ -219,7 +225,9 @@ function assignBits(
       : !own.quantize;
     if (isFloat) continue;
     const isOuterOnly = quantized.every((name) => outer.has(name));
-    const common = activationBits !== null && isOuterOnly ? firstLastBits : activationBits;
+    const common = activationBits !== null && isOuterOnly && !isDynamic
+      ? firstLastBits
+      : activationBits;
     const wanted = (name: string) => {
       const own = settings.get(name)?.activationBits;
       return (own === undefined ? common : own) ?? FLOAT;
@@ -230,7 +238,7 @@ function assignBits(
     activations.set(tensor, Math.max(asked, activations.get(tensor) ?? 0));
   }
   for (const [tensor, bits] of activations) if (bits === FLOAT) activations.delete(tensor);
-  return { weightBits: weights, activationBits: activations, settings };
+  return { weightBits: weights, activationBits: activations, activationRanges, settings };
 }
 
 /** Whether another layer is found from a node by following tensors one way. */

@@ -22,6 +22,9 @@ export function planText(plan: RunPlan): string {
     `network      ${weighted.length} layer${weighted.length === 1 ? "" : "s"}${
       float > 0 ? `, ${float} of them float` : ""
     }, ${count(macs)} multiply-accumulates an input, ${count(weights)} weights`,
+    ...(plan.activationRanges === "dynamic"
+      ? ["ranges       of activations at run time, of what each layer reads: none is calibrated"]
+      : []),
     `samples      ${count(samples.train)} to train on${
       samples.copies > 1 && units.length > 0 ? `, ${samples.copies} versions of each` : ""
     }; ${count(samples.heldOut)} held out; ${count(samples.evaluate)} to evaluate`,

@@ -53,7 +53,15 @@ export interface Recipe {
   readonly weightBits: number;
   /** Bits of the activations, 2 to 8; `null` = they stay float, only weights are quantized. */
   readonly activationBits: number | null;
-  /** Bits of the first and the last layer, 2 to 8; of their weights only where activations stay float. */
+  /**
+   * When the activations' ranges are known: before, from the calibration inputs; or at run time only, from what each
+   * layer of method `ptq` reads, 8 bits.
+   */
+  readonly activationRanges: "static" | "dynamic";
+  /**
+   * Bits of the first and the last layer, 2 to 8; of their weights only where activations stay float or have their
+   * ranges at run time.
+   */
   readonly firstLastBits: number;
   /** Input weights of an output channel that share a scale, in the order of the file; `null` = all of them. */
   readonly weightGroup: number | null;

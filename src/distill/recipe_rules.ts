@@ -93,6 +93,10 @@ export function acrossKeys(recipe: Recipe): RecipeProblem | undefined {
       detail: `found "gptq" with method "${method}", expected ptq, layerwise or blockwise`,
     };
   }
+  const dynamic = recipe.activationRanges === "dynamic" ? dynamicProblem(recipe) : undefined;
+  if (dynamic !== undefined) {
+    return { key: "activationRanges", detail: `found "dynamic" with ${dynamic}` };
+  }
   for (const [i, override] of recipe.overrides.entries()) {
     const detail = overrideProblem(override);
     if (detail !== undefined) return { key: `overrides[${i}]`, detail };
@@ -164,6 +168,21 @@ function groupProblem(
   }
   if (weightGranularity === "tensor") return 'with weightGranularity "tensor", expected channel';
   return undefined;
+}
+
+/** What a recipe with ranges at run time may not have beside them. */
+function dynamicProblem(
+  { activationBits, method, activationGrid, reestimateBatchNorm, overrides }: Recipe,
+): string | undefined {
+  if (activationBits !== 8) return `activationBits ${activationBits}, expected 8`;
+  if (method !== "ptq") return `method "${method}", which trains with known ranges, expected ptq`;
+  if (activationGrid === "symmetric") {
+    return 'activationGrid "symmetric", expected auto or affine: zero points follow the ranges';
+  }
+  if (reestimateBatchNorm) return "reestimateBatchNorm, which needs known ranges, expected none";
+  const i = overrides.findIndex(({ activationBits: own = 8 }) => own !== 8 && own !== null);
+  if (i < 0) return undefined;
+  return `activationBits ${overrides[i]!.activationBits} in overrides[${i}], expected 8 or null`;
 }
 
 /** The first key that asks for something that works on folded weights only. */

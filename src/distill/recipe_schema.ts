@@ -47,6 +47,10 @@ const globalSchema = z.strictObject({
   weightBits: bits("bits of the weights"),
   activationBits: z.int().min(2).max(8).nullable().default(8)
     .describe("bits of the activations; null = they stay float (weight-only)"),
+  activationRanges: z.enum(["static", "dynamic"]).default("static").describe(
+    'when the activations\' ranges are known: before, from the calibration inputs; "dynamic" = at run time, from what ' +
+      'each layer reads, 8 bits, method "ptq" only',
+  ),
   firstLastBits: bits("bits of the first and the last layer"),
   weightGroup: z.int().min(2).nullable().default(null).describe(
     'input channels whose weights share a scale, with --activation-bits null and method "ptq"; null = all',

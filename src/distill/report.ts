@@ -12,7 +12,7 @@ export interface LayerReport {
   readonly opType: string;
   /** `null` where the layer has no weights or they stay float. */
   readonly weightBits: number | null;
-  /** Of the layer's output; `null` where it stays float. */
+  /** Of the layer's output as later layers read it; `null` where it stays float. */
   readonly activationBits: number | null;
   /** Mean squared error of the PTQ start. */
   readonly mseBefore: number;
@@ -68,6 +68,8 @@ export interface Report {
   readonly weightBits: number;
   /** Bits of the activations, first and last layer aside; `null` where they stay float. */
   readonly activationBits: number | null;
+  /** Whether the activations' ranges were calibrated, or are taken at run time from what each layer reads. */
+  readonly activationRanges: "static" | "dynamic";
   /** Seed of every random choice. */
   readonly seed: number;
   /** Whether the activations of all samples were kept in host memory, because they need more than memoryBudget. */
@@ -127,12 +129,15 @@ export function networkRows(report: Report): [teacher: NetworkRow, student: Netw
  * The bits of a student in a few letters.
  *
  * @param bits those of a recipe, a report or a plan
- * @returns for example `W4A8`, `W4A32` where activations stay float32
+ * @returns for example `W4A8`, `W4A32` where activations stay float32, `W8A8-dynamic` with ranges at run time
  */
 export function bitsName(
-  { weightBits, activationBits }: Pick<Report, "weightBits" | "activationBits">,
+  { weightBits, activationBits, activationRanges }:
+    & Pick<Report, "weightBits" | "activationBits">
+    & Partial<Pick<Report, "activationRanges">>,
 ): string {
-  return `W${weightBits}A${activationBits ?? 32}`;
+  const bits = `W${weightBits}A${activationBits ?? 32}`;
+  return activationRanges === "dynamic" ? `${bits}-dynamic` : bits;
 }
 
 /**

@@ -20,7 +20,9 @@ export interface ExportOnnxOptions {
 
 /**
  * Writes a network as an ONNX file: a plain graph as it is, a quantized one as QDQ in opset 13 or the graph's, if later;
- * weights of at most 4 bits beside float activations, and scales of blocks, take opset 21.
+ * weights of at most 4 bits beside float activations, and scales of blocks, take opset 21. Layers whose input takes its
+ * range at run time become ConvInteger and MatMulInteger behind DynamicQuantizeLinear, whose range is that of a whole
+ * batch: such a network gives what stilla measured when it is run with one input at a time.
  *
  * @param model float or quantized network
  * @param options producer version and metadata

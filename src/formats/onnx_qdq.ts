@@ -3,7 +3,8 @@
 // Q/DQ pair after its producer:
 //   conv.weight_quantized (int8), _scale, _zero_point -> DequantizeLinear -> conv.weight -> Conv -> relu1
 //   relu1 -> [Clip] -> QuantizeLinear -> relu1_quantized -> DequantizeLinear -> relu1_dequantized -> consumers
-// Where all activations stay float nothing computes on int8, so codes of at most 4 bits are stored as INT4.
+// Where all activations stay float nothing computes on int8, so codes of at most 4 bits are stored as INT4. Layers whose
+// input takes its range at run time are written by onnx_dynamic.ts.
 import { type NdArray, ndArray, sizeOf } from "../core/nd_array.ts";
 import type { Attribute, Graph, Node } from "../graph/graph.ts";
 import {
@@ -13,6 +14,7 @@ import {
   scaleIndices,
   scaleShape,
 } from "../graph/quantized_graph.ts";
+import { DynamicLayers, type GraphWriter } from "./onnx_dynamic.ts";
 import { tensorNames, UniqueNames } from "./unique_names.ts";
 
 /** The first opset with per-axis DequantizeLinear, and the first with INT4 and scales of blocks. */
@@ -52,6 +54,11 @@ export function insertQdq(model: QuantizedGraph): QdqGraph {
   const { graph, activations } = model;
   const writer = new QdqWriter(graph);
   const constants = new Map([...model.weights, ...model.biases]);
+  for (const name of model.dynamicLayers ?? []) {
+    if (!graph.nodes.some((node) => node.name === name)) {
+      throw new RangeError(`Cannot quantize the input of "${name}": the graph has no such node`);
+    }
+  }
   for (const [name, tensor] of constants) checkQTensor(name, tensor, graph);
   const makers = new Set([
     ...graph.inputs.map((input) => input.name),
@@ -72,10 +79,12 @@ export function insertQdq(model: QuantizedGraph): QdqGraph {
     writer.activation(name, name, dequantized.get(name)!, qparams);
   }
   const written = new Set<string>();
+  const dynamic = new DynamicLayers(writer);
   for (const node of graph.nodes) {
+    const isDynamic = model.dynamicLayers?.has(node.name) ?? false;
     for (const input of node.inputs) {
       const tensor = constants.get(input);
-      if (tensor === undefined || written.has(input)) continue;
+      if (tensor === undefined || written.has(input) || isDynamic) continue;
       if (isInt4(tensor, model)) writer.constantInt4(input, tensor);
       else writer.constant(input, tensor);
       written.add(input);
@@ -84,11 +93,11 @@ export function insertQdq(model: QuantizedGraph): QdqGraph {
     const renamed = node.outputs.map((output) =>
       activations.has(output) && outputs.has(output) ? writer.unique(`${output}_float`) : output
     );
-    writer.nodes.push({
-      ...node,
-      inputs: node.inputs.map((input) => dequantized.get(input) ?? input),
-      outputs: renamed,
-    });
+    const inputs = node.inputs.map((input) => dequantized.get(input) ?? input);
+    const made = { ...node, inputs, outputs: renamed };
+    const bias = graph.initializers.get(node.inputs[2] ?? "");
+    if (isDynamic) dynamic.write(made, quantizedWeight(model, node), bias);
+    else writer.nodes.push(made);
     for (const [i, output] of node.outputs.entries()) {
       const qparams = activations.get(output);
       if (qparams === undefined) continue;
@@ -104,7 +113,7 @@ export function insertQdq(model: QuantizedGraph): QdqGraph {
 }
 
 /** Appends nodes and initializers under names that are not taken. */
-class QdqWriter {
+class QdqWriter implements GraphWriter {
   readonly nodes: Node[] = [];
   readonly initializers = new Map<string, NdArray>();
   readonly int4 = new Set<string>();
@@ -126,16 +135,16 @@ class QdqWriter {
     const { values, scale, zeroPoint, axis, blockSize } = tensor;
     const shape = scaleShape(values.shape, tensor);
     const inputs = [
-      this.#initializer(`${name}_quantized`, values),
-      this.#initializer(`${name}_scale`, ndArray("float32", shape, scale)),
+      this.initializer(`${name}_quantized`, values),
+      this.initializer(`${name}_scale`, ndArray("float32", shape, scale)),
     ];
     // int32 has no zero point other than 0, and runtimes expect none.
     if (values.dtype === "int8") {
       inputs.push(
-        this.#initializer(`${name}_zero_point`, ndArray("int8", shape, Int8Array.from(zeroPoint))),
+        this.initializer(`${name}_zero_point`, ndArray("int8", shape, Int8Array.from(zeroPoint))),
       );
     }
-    this.#node("DequantizeLinear", name, inputs, name, {
+    this.node("DequantizeLinear", name, inputs, [name], {
       ...(axis >= 0 && { axis }),
       ...(blockSize !== undefined && { block_size: blockSize }),
     });
@@ -159,47 +168,57 @@ class QdqWriter {
       const min = Float32Array.of((quantMin - zeroPoint) * scale);
       const max = Float32Array.of((quantMax - zeroPoint) * scale);
       const bounds = [
-        this.#initializer(`${name}_min`, ndArray("float32", [], min)),
-        this.#initializer(`${name}_max`, ndArray("float32", [], max)),
+        this.initializer(`${name}_min`, ndArray("float32", [], min)),
+        this.initializer(`${name}_max`, ndArray("float32", [], max)),
       ];
       source = this.unique(`${name}_clipped`);
-      this.#node("Clip", name, [from, ...bounds], source, {});
+      this.node("Clip", name, [from, ...bounds], [source]);
     }
     const zero = lowest === 0
       ? ndArray("uint8", [], Uint8Array.of(zeroPoint))
       : ndArray("int8", [], Int8Array.of(zeroPoint));
     const parameters = [
-      this.#initializer(`${name}_scale`, ndArray("float32", [], Float32Array.of(scale))),
-      this.#initializer(`${name}_zero_point`, zero),
+      this.initializer(`${name}_scale`, ndArray("float32", [], Float32Array.of(scale))),
+      this.initializer(`${name}_zero_point`, zero),
     ];
     const quantized = this.unique(`${name}_quantized`);
-    this.#node("QuantizeLinear", name, [source, ...parameters], quantized, {});
-    this.#node("DequantizeLinear", name, [quantized, ...parameters], to, {});
+    this.node("QuantizeLinear", name, [source, ...parameters], [quantized]);
+    this.node("DequantizeLinear", name, [quantized, ...parameters], [to]);
   }
 
-  #initializer(name: string, array: NdArray): string {
+  /** Adds an initializer; returns its name. */
+  initializer(name: string, array: NdArray): string {
     const unique = this.unique(name);
     this.initializers.set(unique, array);
     return unique;
   }
 
-  #node(
+  /** Adds a node, named after a tensor. */
+  node(
     opType: string,
     tensor: string,
     inputs: readonly string[],
-    output: string,
-    attributes: Readonly<Record<string, Attribute>>,
+    outputs: readonly string[],
+    attributes: Readonly<Record<string, Attribute>> = {},
   ): void {
     const name = this.#nodeNames.reserve(`${tensor}_${opType}`);
-    this.nodes.push({ name, opType, inputs, outputs: [output], attributes });
+    this.nodes.push({ name, opType, inputs, outputs, attributes });
   }
 }
 
+/** The integers of a layer whose input takes its range at run time. */
+function quantizedWeight({ weights }: QuantizedGraph, { name, inputs }: Node): QTensor {
+  const weight = weights.get(inputs[1] ?? "");
+  if (weight !== undefined) return weight;
+  throw new RangeError(
+    `Cannot quantize the input of "${name}" at run time: its weights are not quantized`,
+  );
+}
+
 /** Whether a weight is stored as INT4. */
-function isInt4(tensor: QTensor, { activations }: QuantizedGraph): boolean {
-  if (activations.size > 0 || tensor.values.dtype !== "int8" || tensor.bits > INT4_BITS) {
-    return false;
-  }
+function isInt4(tensor: QTensor, { activations, dynamicLayers }: QuantizedGraph): boolean {
+  if (activations.size > 0 || (dynamicLayers?.size ?? 0) > 0) return false;
+  if (tensor.values.dtype !== "int8" || tensor.bits > INT4_BITS) return false;
   const { low, high } = extremes(tensor);
   // DoReFa's codes are the odd ones of twice the range.
   return low.every((lowest, c) => high[c]! - lowest < 2 ** INT4_BITS);

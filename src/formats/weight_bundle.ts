@@ -29,6 +29,8 @@ export interface WeightBundle {
   /** Initializers that are not quantized and that nodes read, e.g. the weights of a layer left in float. */
   readonly constants: ReadonlyMap<string, NdArray>;
   readonly activations: ReadonlyMap<string, ActivationQParams>;
+  /** Names of the layers that quantize their input with the range it has at run time; absent where none does. */
+  readonly dynamicLayers?: ReadonlySet<string>;
 }
 
 /**
@@ -92,6 +94,7 @@ export function encodeWeightBundle(model: QuantizedGraph): Map<string, Uint8Arra
       quantMax: qparams.quantMax,
       bits: qparams.bits,
     })),
+    ...(model.dynamicLayers && { dynamicLayers: [...model.dynamicLayers] }),
   };
   const text = `${JSON.stringify(manifest, undefined, 2)}\n`;
   return new Map([[MANIFEST_NAME, new TextEncoder().encode(text)], ...files]);
@@ -132,6 +135,7 @@ export function decodeWeightBundle(
       return [entry.tensor, array];
     })),
     activations: new Map(manifest.activations.map(({ tensor, ...qparams }) => [tensor, qparams])),
+    ...(manifest.dynamicLayers && { dynamicLayers: new Set(manifest.dynamicLayers) }),
   };
 }
 

@@ -32,6 +32,8 @@ export interface WeightManifest {
   readonly biases: readonly TensorEntry[];
   readonly constants: readonly ConstantEntry[];
   readonly activations: readonly ({ readonly tensor: string } & ActivationQParams)[];
+  /** Layers that quantize their input with the range it has at run time; absent where none does. */
+  readonly dynamicLayers?: readonly string[];
 }
 
 /**
@@ -58,6 +60,7 @@ export function readManifest(json: JsonValue, path: string): WeightManifest {
       file: entry.fileName("file"),
     })),
     activations: root.entries("activations").map(readActivation),
+    ...(root.has("dynamicLayers") && { dynamicLayers: root.texts("dynamicLayers") }),
   };
 }
 
@@ -161,6 +164,15 @@ class Fields {
       typeof size === "number" && Number.isSafeInteger(size) && size >= 0;
     if (!Array.isArray(value) || !value.every(isSize)) {
       throw this.error(key, "expected a list of integers, 0 or more");
+    }
+    return value;
+  }
+
+  texts(key: string): string[] {
+    const value = this.#object.get(key);
+    const isText = (item: JsonValue): item is string => typeof item === "string";
+    if (!Array.isArray(value) || !value.every(isText)) {
+      throw this.error(key, "expected a list of texts");
     }
     return value;
   }

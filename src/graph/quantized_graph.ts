@@ -89,4 +89,9 @@ export interface QuantizedGraph {
   readonly biases: ReadonlyMap<string, QTensor>;
   /** Quantizers by tensor name (graph inputs and node outputs). */
   readonly activations: ReadonlyMap<string, ActivationQParams>;
+  /**
+   * Names of the nodes with quantized weights that quantize their input with the range it has at run time, to uint8 as
+   * ONNX DynamicQuantizeLinear does, each input of a batch by itself. Other readers see the tensor as it is. Default none.
+   */
+  readonly dynamicLayers?: ReadonlySet<string>;
 }

@@ -80,6 +80,8 @@ export interface OpContext {
    * and they are compiled once.
    */
   readonly passThrough?: ActivationQuantizer;
+  /** Names of the layers that quantize their input with the range it has at run time; without a tape only. */
+  readonly dynamicLayers?: ReadonlySet<string>;
   /** Of the layers' forward products; default float32. */
   readonly tileStorage?: TileStorage | undefined;
   /** Tensors that must outlive the recorded steps, besides the graph's outputs. */

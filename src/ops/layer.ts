@@ -31,6 +31,7 @@ import {
   type Trainable,
   valueOf,
 } from "./context.ts";
+import { recordDynamicQuantize } from "./dynamic_quantize.ts";
 import { recordFakeQuantize } from "./fake_quantize.ts";
 import {
   type PointwiseEnd,
@@ -61,12 +62,15 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   }
   const quantizer = context.quantizer(output);
   const alone = standsAlone(quantizer);
+  const input = inputOf(context, layer, 0);
+  const isDynamic = context.dynamicLayers?.has(layer.name) ?? false;
+  const x = isDynamic ? recordDynamicQuantize(recorder, input) : input;
   const parts: LayerParts = {
     name: layer.name,
     output,
     shape: shapeOf(context, output),
     linear: linearOf(context, layer, recorder.device.target),
-    x: inputOf(context, layer, 0),
+    x,
     weight: context.parameter(layer.inputs[1] ?? ""),
     residual: residual && valueOf(context, residual.input),
     end: {
@@ -78,6 +82,7 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   const biasName = layer.inputs[2] ?? "";
   if (live) recordNormalized(context, parts, live);
   else recordFused(context, parts, biasName === "" ? undefined : context.parameter(biasName));
+  if (x !== input) recorder.release(x);
   if (!alone) return;
   const value = valueOf(context, output);
   context.values.set(output, recordFakeQuantize(context, value, quantizer, output));

@@ -47,6 +47,8 @@ export interface LayerState {
   readonly oddCodes?: boolean;
   /** Absent where all weights of an output channel share a scale. Layers with groups have no batch norm, nor train. */
   readonly groups?: WeightGroups;
+  /** Whether its input is quantized to 8 bits with the range it has at run time, and has no quantizer of its own. */
+  readonly dynamicInput?: boolean;
   /** [O]; absent when there is batch norm or no bias. */
   readonly bias?: Float32Array<ArrayBuffer>;
   readonly batchNorm?: BatchNormState;
@@ -93,6 +95,12 @@ export class Student {
   /** Quantizers by tensor name. */
   get activations(): ReadonlyMap<string, ActivationState> {
     return this.#activations;
+  }
+
+  /** Names of the layers whose input has its range at run time. */
+  get dynamicLayers(): ReadonlySet<string> {
+    const dynamic = [...this.#layers.values()].filter(({ dynamicInput }) => dynamicInput);
+    return new Set(dynamic.map(({ node }) => node));
   }
 
   /** Replaces the state of a layer. */
@@ -172,12 +180,19 @@ export class Student {
         initializers.set(layer.biasName, frozen.biasValues);
       }
     }
+    const dynamicLayers = this.dynamicLayers;
     const activations = new Map<string, ActivationQParams>();
     for (const [tensor, state] of this.#activations) {
       const { scale, zeroPoint, quantMin, quantMax, bits } = state;
       activations.set(tensor, { scale, zeroPoint, quantMin, quantMax, bits });
     }
-    return { graph: { ...folded, initializers }, weights, biases, activations };
+    return {
+      graph: { ...folded, initializers },
+      weights,
+      biases,
+      activations,
+      ...(dynamicLayers.size > 0 && { dynamicLayers }),
+    };
   }
 
   #layer(node: string): LayerState {

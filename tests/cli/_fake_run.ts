@@ -108,7 +108,7 @@ function fakeReport(
   recipe: Parameters<Engine["distill"]>[2],
   train: number,
 ): Report {
-  const { method, weightBits, activationBits, seed } = recipe;
+  const { method, weightBits, activationBits, activationRanges, seed } = recipe;
   return {
     stilla: "0.0.0",
     adapter: "none",
@@ -116,6 +116,7 @@ function fakeReport(
     method,
     weightBits,
     activationBits,
+    activationRanges,
     seed,
     streamed: recipe.memoryBudget !== null,
     notEqualized: {},

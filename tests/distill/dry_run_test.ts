@@ -29,15 +29,20 @@ const DEVICE = {
 /** 875 to train on, twice with augmentation, and 125 held out. */
 const SAMPLES = 1000;
 
-function prepare(changes: Partial<Recipe>) {
+function prepare(changes: Partial<Recipe>, model = MODEL) {
   const recipe = parseRecipe({ ...changes, calibration: "x", calibrationLabels: "y" });
-  const prepared = prepareRun(DEVICE, MODEL, SAMPLES, recipe);
+  const prepared = prepareRun(DEVICE, model, SAMPLES, recipe);
   return { recipe, prepared, stages: plannedStages(DEVICE, prepared, recipe) };
 }
 
 /** Whatever forward pass was measured: 16 inputs took 16 ms. */
-function plan(changes: Partial<Recipe>, evaluate = 0, seconds = 0.016): RunPlan {
-  const { recipe, prepared, stages } = prepare(changes);
+function plan(
+  changes: Partial<Recipe>,
+  evaluate = 0,
+  seconds = 0.016,
+  model = MODEL,
+): RunPlan {
+  const { recipe, prepared, stages } = prepare(changes, model);
   const measured = { adapter: "none\n", batch: 16, seconds };
   return describeRun(recipe, prepared, stages, evaluate, measured);
 }
@@ -165,6 +170,32 @@ Deno.test("planText() is lines of plain text, one for each layer and each unit",
   const host = planText(plan({ memoryBudget: 1 }));
   assert.match(host, /\nmemory .* at most \d MiB, float16 and codes in host memory; a tr/);
   assert.match(planText(plan({ method: "ptq" })), /\nnothing is trained\n/);
+});
+
+Deno.test("describeRun() of ranges at run time: 8 bits where layers read, nothing to calibrate", () => {
+  const dynamic = plan({ method: "ptq", activationRanges: "dynamic", firstLastBits: 4 });
+  assert.deepEqual(
+    dynamic.layers.map((
+      { name, weightBits, activationBits },
+    ) => [name, weightBits, activationBits]),
+    [["one", 4, 8], ["two", 8, 8], ["fc", 4, 8]],
+  );
+  // teacher and student on 125 held-out inputs; 1 ms each
+  assert.ok(Math.abs(dynamic.seconds.calibrate - 0.25) < 1e-9);
+  const squeezed = makeGraph(["N", 4, 8, 8], [
+    node("GlobalAveragePool", "x", "a", {}, "pool"),
+    node("Conv", "a v", "b", {}, "gate"),
+    node("Conv", "x w", "c", {}, "conv"),
+    node("Mul", "c b", "y"),
+  ], { v: [4, 4, 1, 1], w: [4, 4, 1, 1] });
+  const shared = plan({ method: "ptq", activationRanges: "dynamic" }, 0, 1, squeezed);
+  assert.deepEqual(shared.layers.map(({ name }) => name), ["gate", "conv"], "pools stay float");
+  const text = planText(dynamic);
+  assert.match(text, /^ptq W8A8-dynamic, a dry run: nothing is made\n/);
+  assert.match(
+    text,
+    /\nranges +of activations at run time, of what each layer reads: none is cali/,
+  );
 });
 
 Deno.test("planRun() measures a forward pass, trains nothing and leaves no memory behind", async () => {

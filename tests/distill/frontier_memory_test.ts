@@ -31,6 +31,11 @@ Deno.test("frontierBytes() counts what is alive in the widest unit", () => {
     all: 1000 * (INPUT + expected),
     batch: 50 * expected,
   });
+  // with ranges at run time the student's rows are float16 too: 4 bytes instead of 3
+  assert.deepEqual(frontierBytes({ ...NETWORK, activationRanges: "dynamic" }, UNITS, COUNTS), {
+    all: 1000 * (INPUT + expected * 4 / 3),
+    batch: 50 * expected * 4 / 3,
+  });
   // without units the network's inputs remain
   assert.deepEqual(frontierBytes(NETWORK, [], COUNTS), { all: 1000 * INPUT, batch: 50 * INPUT });
 });

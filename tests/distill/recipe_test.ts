@@ -10,6 +10,8 @@ import {
   RECIPE_FIELDS,
 } from "../../src/distill/recipe.ts";
 
+const DYNAMIC = { method: "ptq", activationRanges: "dynamic" } as const;
+
 Deno.test("parseRecipe() completes a recipe with the defaults", () => {
   const recipe = parseRecipe({ weightBits: 4, augment: { copies: 1 } });
   assert.deepEqual(recipe, {
@@ -63,6 +65,33 @@ Deno.test("parseRecipe() names file, key, value and what was expected, in one li
     [
       { weightGroup: 32, activationBits: null, method: "ptq", batchNorm: "live" },
       /batchNorm: found "live" with weightGroup, which works on weights with batch norm folded in/,
+    ],
+    [
+      { activationRanges: "dynamic" },
+      'activationRanges: found "dynamic" with method "blockwise", which trains with known ranges, expected ptq',
+    ],
+    [
+      { ...DYNAMIC, activationBits: 4 },
+      'activationRanges: found "dynamic" with activationBits 4, expected 8',
+    ],
+    [
+      { ...DYNAMIC, activationBits: null },
+      'activationRanges: found "dynamic" with activationBits null, expected 8',
+    ],
+    [
+      { ...DYNAMIC, activationGrid: "symmetric" },
+      /^r\.json: activationRanges: found "dynamic" with activationGrid "symmetric", expected auto /,
+    ],
+    [
+      { ...DYNAMIC, batchNorm: "live", reestimateBatchNorm: true },
+      /activationRanges: found "dynamic" with reestimateBatchNorm, which needs known ranges/,
+    ],
+    [
+      {
+        ...DYNAMIC,
+        overrides: [{ layers: "a", weightBits: 4 }, { layers: "b", activationBits: 6 }],
+      },
+      'activationRanges: found "dynamic" with activationBits 6 in overrides[1], expected 8 or null',
     ],
     [{ firstLastBits: 0 }, "firstLastBits: found 0, expected an integer from 2 to 8"],
     [{ weightBit: 4 }, 'weightBit: unknown key, did you mean "weightBits"?'],

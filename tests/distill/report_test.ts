@@ -30,6 +30,7 @@ const REPORT: Report = {
   method: "blockwise",
   weightBits: 4,
   activationBits: 4,
+  activationRanges: "static",
   seed: 0,
   streamed: false,
   notEqualized: {},

@@ -54,6 +54,7 @@ export async function simulatedLogits({ real, student }: MadeStudent): Promise<F
   const bits = { weightBits: 8, activationBits: 8, firstLastBits: 8 };
   const network = prepareNetwork(student.graph, bits, false);
   const { initializers } = network.teacher.graph;
-  using values = new NetworkValues(device, initializers, student.activations);
+  const { activations, dynamicLayers } = student;
+  using values = new NetworkValues(device, initializers, activations, dynamicLayers);
   return await predict(device, network, values, real.images, real.preprocessing);
 }
