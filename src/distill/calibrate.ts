@@ -33,6 +33,8 @@ const OBSERVER_OF_RECIPE = {
 
 /** Exponents that the output decides between; the first is the usual one (BRECQ, QDrop). */
 const EXPONENTS: readonly number[] = [2.4, 2, 1.5, 1, 3];
+/** Forward passes of that decision: the teacher's, and one for each exponent. */
+export const EXPONENT_PASSES = EXPONENTS.length + 1;
 
 /**
  * How activations are observed, on which inputs; of the observers' settings each reads its own. Without `p`, observer

@@ -7,6 +7,7 @@ import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import { countMacs, countWeights } from "../graph/cost.ts";
 import type { Graph } from "../graph/graph.ts";
+import { EXPONENT_PASSES, observerOf } from "./calibrate.ts";
 import type { DistillOptions, RecognisedData } from "./distill.ts";
 import { type FrontierPlace, placedBytes } from "./frontier_memory.ts";
 import { partBetween, recordForward, teacherValues } from "./inference.ts";
@@ -289,9 +290,12 @@ function estimateSeconds(
 /** How often the calibration inputs go forward before the weights' scales are chosen. */
 function calibrationPasses(
   { activationBits, activationRanges }: Network,
-  { migration, weightObserver }: Recipe,
+  recipe: Recipe,
 ): number {
-  const ranges = activationBits.size > 0 && activationRanges === "static" ? 2 : 0;
+  const { migration, weightObserver } = recipe;
+  const { observer, p } = observerOf(recipe);
+  const exponents = observer === "mse" && p === undefined ? EXPONENT_PASSES : 0;
+  const ranges = activationBits.size > 0 && activationRanges === "static" ? 2 + exponents : 0;
   return ranges + (migration === null ? 0 : 1) + (weightObserver === "hessian" ? 1 : 0);
 }
 

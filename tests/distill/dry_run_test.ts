@@ -86,10 +86,10 @@ Deno.test("prepareRun() refuses float16 tiles on a device without them", () => {
 Deno.test("plannedStages() expects fewer steps of units with many bits", () => {
   const likely = (changes: Partial<Recipe>) =>
     prepare(changes).stages.map(({ likelySteps }) => likelySteps);
-  assert.deepEqual(likely({}), [100, 100, 100]);
-  assert.deepEqual(likely({ weightBits: 4, firstLastBits: 8 }), [100, 300, 100]);
+  assert.deepEqual(likely({}), [50, 50, 50]);
+  assert.deepEqual(likely({ weightBits: 4, firstLastBits: 8 }), [50, 200, 50]);
   const overrides = [{ layers: "fc", weightBits: 3 }];
-  assert.deepEqual(likely({ overrides }), [100, 100, 300]);
+  assert.deepEqual(likely({ overrides }), [50, 50, 300]);
   assert.deepEqual(likely({ steps: 50 }), [50, 50, 50]);
   assert.deepEqual(likely({ heldOut: 0 }), [300, 300, 300]);
 });
@@ -123,11 +123,13 @@ Deno.test("describeRun() shows bits, units and what trains, with overrides and f
 
 Deno.test("describeRun() counts the inputs that go forward, and a training step as four of them", () => {
   const { seconds, memory } = plan({}, 5000);
-  // 256 calibration inputs twice, teacher and student on 125 held-out ones; 1 ms each
-  assert.ok(Math.abs(seconds.calibrate - 0.762) < 1e-9);
-  // three units of 100 likely steps share the network; 2 x 1750 rows, 3 x 125 held out, judged again
+  // 256 calibration inputs twice, then the teacher and five students; both on 125 held-out ones; 1 ms each
+  assert.ok(Math.abs(seconds.calibrate - (8 * 0.256 + 0.25)) < 1e-9);
+  const fixed = plan({ activationExponent: 2 }).seconds.calibrate;
+  assert.ok(Math.abs(fixed - (2 * 0.256 + 0.25)) < 1e-9);
+  // three units of 50 likely steps share the network; 2 x 1750 rows, 3 x 125 held out, judged again
   assert.ok(
-    Math.abs(seconds.distill - (4 * 1.6 + 3.5 + 0.375 + 0.25)) < 1e-9,
+    Math.abs(seconds.distill - (4 * 0.8 + 3.5 + 0.375 + 0.25)) < 1e-9,
     `${seconds.distill}`,
   );
   assert.ok(Math.abs(seconds.evaluate - 10) < 1e-9);
@@ -165,7 +167,7 @@ Deno.test("planText() is lines of plain text, one for each layer and each unit",
     text,
     /\nmemory +activations of all samples at most \d+ MiB, float32 on the GPU; a tr/,
   );
-  assert.match(text, /\ntime +about 17 s: calibration 1 s, training 6 s, evaluation 10 s\n/);
+  assert.match(text, /\ntime +about 18 s: calibration 3 s, training 6 s, evaluation 10 s\n/);
   assert.match(text, /16 inputs went forward in 16\.0 ms on none\\u\{a\}; kernels/);
   const host = planText(plan({ memoryBudget: 1 }));
   assert.match(host, /\nmemory .* at most \d MiB, float16 and codes in host memory; a tr/);
