@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { PRESETS } from "../../src/distill/presets.ts";
+import { lastStage } from "../../src/distill/methods/reconstruct.ts";
+import { activationExponentFor, type PresetName, PRESETS } from "../../src/distill/presets.ts";
 import { parseRecipe, type Recipe } from "../../src/distill/recipe.ts";
 import { BLOCKWISE, learningRates, type Stage, stagesFor } from "../../src/distill/stage.ts";
 
@@ -69,4 +70,28 @@ Deno.test("learningRates() of published methods are what they are, with all that
   // Where no weight trains, a rate for weights says nothing.
   const [, scales] = PRESETS.brecq.stages as [Stage, Stage];
   assert.deepEqual(learningRates(scales, parseRecipe({ learningRate: 1 }), 32), scales.rates);
+});
+
+Deno.test("lastStage() trains the network at two bits, and with many samples below eight", () => {
+  const steps = (bits: number | null, clean: number, name: PresetName = "blockwise") =>
+    lastStage(name, { weightBits: 4, activationBits: bits }, clean).steps;
+  assert.deepEqual([896, 224, 4375, 50_000].map((clean) => steps(2, clean)), [392, 98, 1915, 2000]);
+  assert.deepEqual([896, 2999, 3000, 4375].map((clean) => steps(4, clean)), [0, 0, 657, 958]);
+  assert.equal(steps(null, 4375), 958);
+  const bits = { weightBits: 8, activationBits: 8 };
+  assert.equal(lastStage("blockwise", bits, 50_000).steps, 0);
+  for (const name of ["layerwise", "brecq", "amct"] as const) assert.equal(steps(2, 4375, name), 0);
+  assert.ok(
+    lastStage("blockwise", { weightBits: 4, activationBits: 2 }, 896).factor >
+      lastStage("blockwise", { weightBits: 4, activationBits: 4 }, 4375).factor,
+  );
+});
+
+Deno.test("activationExponentFor() leaves stilla's methods to the output, others have the usual one", () => {
+  const exponent = (changes: Partial<Recipe>) => activationExponentFor(parseRecipe(changes));
+  assert.equal(exponent({}), null);
+  assert.equal(exponent({ method: "ptq" }), null);
+  assert.equal(exponent({ method: "brecq" }), 2.4);
+  assert.equal(exponent({ method: "eptq" }), 2.4);
+  assert.equal(exponent({ method: "brecq", activationExponent: 1 }), 1);
 });
