@@ -35,6 +35,8 @@ const OBSERVER_OF_RECIPE = {
 const EXPONENTS: readonly number[] = [2.4, 2, 1.5, 1, 3];
 /** Forward passes of that decision: the teacher's, and one for each exponent. */
 export const EXPONENT_PASSES = EXPONENTS.length + 1;
+/** Inputs of that decision at most: its memory does not grow with them. */
+export const EXPONENT_INPUTS = 256;
 
 /**
  * How activations are observed, on which inputs; of the observers' settings each reads its own. Without `p`, observer
@@ -97,7 +99,11 @@ export async function calibrate(
     });
   if (name !== "mse" || options.p !== undefined) return statesFor(options);
   const candidates = EXPONENTS.map((p) => statesFor({ ...options, p }));
-  return await leastOutputError(device, network, values, images, candidates, options);
+  const samples = Math.min(options.samples, EXPONENT_INPUTS);
+  return await leastOutputError(device, network, values, images, candidates, {
+    ...options,
+    samples,
+  });
 }
 
 /** The quantizer of a tensor. */

@@ -7,7 +7,7 @@ import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import { countMacs, countWeights } from "../graph/cost.ts";
 import type { Graph } from "../graph/graph.ts";
-import { EXPONENT_PASSES, observerOf } from "./calibrate.ts";
+import { EXPONENT_INPUTS, EXPONENT_PASSES, observerOf } from "./calibrate.ts";
 import type { DistillOptions, RecognisedData } from "./distill.ts";
 import { type FrontierPlace, placedBytes } from "./frontier_memory.ts";
 import { partBetween, recordForward, teacherValues } from "./inference.ts";
@@ -268,8 +268,7 @@ function estimateSeconds(
   // Teacher and student, before and after.
   const judging = 2 * (heldOut > 0 ? heldOut : Math.min(clean, batch));
   // Inputs that go forward through the whole network.
-  const passes = calibrationPasses(network, recipe);
-  const calibrating = passes * Math.min(clean, recipe.calibrationSamples) + judging;
+  const calibrating = calibrationInputs(network, recipe, clean) + judging;
   const moving = (units.some(({ whole }) => !whole) ? 2 * trainRows + 3 * heldOut : 0) +
     (units.some(({ whole }) => whole) ? 4 * heldOut : 0);
   const steps = units.reduce((sum, { whole, likelySteps, batch, macs }) => {
@@ -287,16 +286,21 @@ function estimateSeconds(
   };
 }
 
-/** How often the calibration inputs go forward before the weights' scales are chosen. */
-function calibrationPasses(
+/** Inputs that go forward before the weights' scales are chosen, each as often as it does. */
+function calibrationInputs(
   { activationBits, activationRanges }: Network,
   recipe: Recipe,
+  clean: number,
 ): number {
-  const { migration, weightObserver } = recipe;
+  const { calibrationSamples, migration, weightObserver } = recipe;
+  const observed = Math.min(clean, calibrationSamples);
+  const balanced = (migration === null ? 0 : 1) + (weightObserver === "hessian" ? 1 : 0);
+  if (activationBits.size === 0 || activationRanges === "dynamic") return balanced * observed;
   const { observer, p } = observerOf(recipe);
-  const exponents = observer === "mse" && p === undefined ? EXPONENT_PASSES : 0;
-  const ranges = activationBits.size > 0 && activationRanges === "static" ? 2 + exponents : 0;
-  return ranges + (migration === null ? 0 : 1) + (weightObserver === "hessian" ? 1 : 0);
+  const chosen = observer === "mse" && p === undefined
+    ? EXPONENT_PASSES * Math.min(observed, EXPONENT_INPUTS)
+    : 0;
+  return (2 + balanced) * observed + chosen;
 }
 
 /** Passes of which the median counts. */

@@ -127,6 +127,9 @@ Deno.test("describeRun() counts the inputs that go forward, and a training step 
   assert.ok(Math.abs(seconds.calibrate - (8 * 0.256 + 0.25)) < 1e-9);
   const fixed = plan({ activationExponent: 2 }).seconds.calibrate;
   assert.ok(Math.abs(fixed - (2 * 0.256 + 0.25)) < 1e-9);
+  // However many calibrate, 256 at most choose the exponent.
+  const many = plan({ calibrationSamples: 500 }).seconds.calibrate;
+  assert.ok(Math.abs(many - (2 * 0.5 + 6 * 0.256 + 0.25)) < 1e-9);
   // three units of 50 likely steps share the network; 2 x 1750 rows, 3 x 125 held out, judged again
   assert.ok(
     Math.abs(seconds.distill - (4 * 0.8 + 3.5 + 0.375 + 0.25)) < 1e-9,
