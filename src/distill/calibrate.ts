@@ -36,7 +36,7 @@ const EXPONENTS: readonly number[] = [2.4, 2, 1.5, 1, 3];
 /** Forward passes of that decision: the teacher's, and one for each exponent. */
 export const EXPONENT_PASSES = EXPONENTS.length + 1;
 /** Inputs of that decision at most: its memory does not grow with them. */
-export const EXPONENT_INPUTS = 256;
+export const EXPONENT_INPUTS = 128;
 
 /**
  * How activations are observed, on which inputs; of the observers' settings each reads its own. Without `p`, observer

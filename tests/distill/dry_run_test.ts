@@ -123,13 +123,13 @@ Deno.test("describeRun() shows bits, units and what trains, with overrides and f
 
 Deno.test("describeRun() counts the inputs that go forward, and a training step as four of them", () => {
   const { seconds, memory } = plan({}, 5000);
-  // 256 calibration inputs twice, then the teacher and five students; both on 125 held-out ones; 1 ms each
-  assert.ok(Math.abs(seconds.calibrate - (8 * 0.256 + 0.25)) < 1e-9);
+  // 256 calibration inputs twice, 128 of them through the teacher and five students; both on 125 held-out ones; 1 ms each
+  assert.ok(Math.abs(seconds.calibrate - (2 * 0.256 + 6 * 0.128 + 0.25)) < 1e-9);
   const fixed = plan({ activationExponent: 2 }).seconds.calibrate;
   assert.ok(Math.abs(fixed - (2 * 0.256 + 0.25)) < 1e-9);
-  // However many calibrate, 256 at most choose the exponent.
+  // However many calibrate, 128 at most choose the exponent.
   const many = plan({ calibrationSamples: 500 }).seconds.calibrate;
-  assert.ok(Math.abs(many - (2 * 0.5 + 6 * 0.256 + 0.25)) < 1e-9);
+  assert.ok(Math.abs(many - (2 * 0.5 + 6 * 0.128 + 0.25)) < 1e-9);
   // three units of 50 likely steps share the network; 2 x 1750 rows, 3 x 125 held out, judged again
   assert.ok(
     Math.abs(seconds.distill - (4 * 0.8 + 3.5 + 0.375 + 0.25)) < 1e-9,
@@ -170,7 +170,7 @@ Deno.test("planText() is lines of plain text, one for each layer and each unit",
     text,
     /\nmemory +activations of all samples at most \d+ MiB, float32 on the GPU; a tr/,
   );
-  assert.match(text, /\ntime +about 18 s: calibration 3 s, training 6 s, evaluation 10 s\n/);
+  assert.match(text, /\ntime +about 17 s: calibration 2 s, training 6 s, evaluation 10 s\n/);
   assert.match(text, /16 inputs went forward in 16\.0 ms on none\\u\{a\}; kernels/);
   const host = planText(plan({ memoryBudget: 1 }));
   assert.match(host, /\nmemory .* at most \d MiB, float16 and codes in host memory; a tr/);
