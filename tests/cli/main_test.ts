@@ -97,9 +97,9 @@ Deno.test("main() --dry-run prints the plan of the recipe, and writes nothing", 
     assert.match(stdout, /\nconv +Conv +conv +96 +6 +3 +8\n/);
     assert.match(
       stdout,
-      /\nconv +blockwise +1 +96 +200 +200 +10 +weights, weight scales, activation scales, biases\n/,
+      /\nconv +blockwise +1 +96 +300 +300 +10 +weights, weight scales, activation scales, biases\n/,
     );
-    assert.match(stdout, /\ntime +about 9 s: calibration 1 s, training 9 s, evaluation 0 s\n/);
+    assert.match(stdout, /\ntime +about 13 s: calibration 1 s, training 13 s, evaluation 0 s\n/);
     assert.throws(() => Deno.statSync(join(folder, "runs")), Deno.errors.NotFound);
     const json = await runMain([...args, "--json"], folder, { engine });
     assert.equal(

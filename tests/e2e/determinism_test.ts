@@ -77,11 +77,11 @@ realTest("distill() with another seed gives another student", async () => {
 
 realTest("distill() trains: its student is not the PTQ student", async () => {
   const start = await run("dscnn", { method: "ptq" });
-  const blockwise = await run("dscnn", { steps: 24 });
+  const blockwise = await run("dscnn", { steps: 100 });
   assert.notDeepEqual(blockwise.bytes, start.bytes);
   assert.ok(blockwise.report.layers.some(({ rolledBack }) => !rolledBack));
   const error = ({ report }: Run) => report.layers.at(-1)!.mseAfter;
-  // Of the logits: the few steps more than halve it.
+  // Of the logits; on 48 images that takes more than a few steps.
   assert.ok(error(blockwise) < error(start), `${error(blockwise)} and ${error(start)}`);
 });
 
