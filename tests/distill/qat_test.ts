@@ -162,6 +162,18 @@ Deno.test("distill() qat learns with SGD", async () => {
   assert.match(optimizers.join(), /^sgd \d+$/);
 });
 
+Deno.test("distill() qat: the recipe's learning rate is the network's, not the blocks'", async () => {
+  const recipe = { weightBits: 4, activationBits: 4, steps: 5 } as const;
+  const student = async (changes: Partial<Recipe>) =>
+    (await trained({ ...recipe, ...changes })).student.weights;
+  const blocks = await student({ networkSteps: 0 });
+  assert.deepEqual(await student({ networkSteps: 0, learningRate: 0.5 }), blocks);
+  assert.notDeepEqual(
+    await student({ networkSteps: 5, learningRate: 0.5 }),
+    await student({ networkSteps: 5 }),
+  );
+});
+
 Deno.test("qatPlan() shares the recipe's steps out, and takes its own where there are none", () => {
   const bits = { method: "qat", weightBits: 2, activationBits: 2 } as const;
   const plan = (changes: Partial<Recipe>) => {
