@@ -1,10 +1,11 @@
 // Forward passes of a part of a network: recorded once for each batch size, replayed for every batch. The teacher runs
 // on its own weights and no quantizers, the deployed student on the values of its integers.
 import type { NdArray } from "../core/nd_array.ts";
+import { GRID_SIZE } from "../../kernels/threshold_quantize.ts";
 import type { Tape } from "../autograd/tape.ts";
 import type { Device } from "../gpu/device.ts";
 import { Plan } from "../gpu/plan.ts";
-import type { Tensor } from "../gpu/tensor.ts";
+import { type Tensor, view } from "../gpu/tensor.ts";
 import type { ChannelsLastGraph } from "../graph/channels_last.ts";
 import type { Graph, Node } from "../graph/graph.ts";
 import { fuseLayers } from "../graph/layers.ts";
@@ -13,6 +14,7 @@ import type { ActivationQuantizer, OpContext } from "../ops/context.ts";
 import { recordDynamicQuantize } from "../ops/dynamic_quantize.ts";
 import { recordSteps } from "../ops/ops.ts";
 import type { Student } from "../quant/student.ts";
+import { thresholdGrid } from "../quant/thresholds.ts";
 import { type Frontier, type Residence, RowSet, type RowStorage } from "./frontier.ts";
 import { type Network, nodesBetween, shapesForBatch } from "./network.ts";
 
@@ -78,11 +80,17 @@ export class NetworkValues implements Disposable {
       this.#parameters.set(name, tensor);
       this.#owned.push(tensor);
     }
-    for (const [name, { scale, zeroPoint, quantMin, quantMax }] of quantizers) {
-      const qparams = device.fromArray([4], [scale, zeroPoint, quantMin, quantMax], {
-        label: `qparams ${name}`,
+    for (const [name, grid] of quantizers) {
+      const { scale, zeroPoint, quantMin, quantMax, thresholds } = grid;
+      const label = `qparams ${name}`;
+      const qparams = thresholds
+        ? device.fromArray([GRID_SIZE], thresholdGrid(grid), { label })
+        : device.fromArray([4], [scale, zeroPoint, quantMin, quantMax], { label });
+      const count = thresholds?.length ?? 0;
+      this.#quantizers.set(name, {
+        qparams: view(qparams, 0, [4], label),
+        ...(thresholds && { thresholds: { count, grid: qparams } }),
       });
-      this.#quantizers.set(name, { qparams });
       this.#owned.push(qparams);
     }
   }

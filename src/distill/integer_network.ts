@@ -45,7 +45,8 @@ export class IntegerNetwork implements Disposable {
    *
    * @param device where it runs
    * @param student from `distill`
-   * @throws UnsupportedError when the network cannot be executed, or takes ranges of activations at run time
+   * @throws UnsupportedError when the network cannot be executed, takes ranges of activations at run time, or has
+   * activations behind learned thresholds
    */
   constructor(device: Device, student: QuantizedGraph) {
     const [dynamic] = student.dynamicLayers ?? [];
@@ -55,6 +56,15 @@ export class IntegerNetwork implements Disposable {
         dynamic,
         "IntegerNetwork needs ranges of activations that are known before, expected a student of " +
           'activationRanges "static"',
+      );
+    }
+    for (const [tensor, { thresholds }] of student.activations) {
+      if (thresholds === undefined) continue;
+      throw new UnsupportedError(
+        "GreaterOrEqual",
+        tensor,
+        "IntegerNetwork needs activations on uniform grids, expected a student without learned " +
+          'thresholds (activationQuantizer "n2uq")',
       );
     }
     this.#device = device;

@@ -1,4 +1,5 @@
 // What keys of a recipe say together: rules that tie them, and what follows from them.
+import { MOST_THRESHOLD_BITS } from "../quant/thresholds.ts";
 import { overrideProblem } from "./overrides.ts";
 import type { Recipe } from "./recipe_keys.ts";
 
@@ -139,6 +140,12 @@ function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
   if (method !== "qat" && progressive.length > 0) {
     return { key: "progressive", detail: `found bits with method "${method}", expected qat` };
   }
+  if (recipe.activationQuantizer === "n2uq") {
+    const detail = thresholdProblem(recipe);
+    if (detail !== undefined) {
+      return { key: "activationQuantizer", detail: `found "n2uq" with ${detail}` };
+    }
+  }
   const last = Math.min(weightBits, activationBits ?? weightBits);
   const falls = [...progressive, last].every((bits, i, all) => i === 0 || bits < all[i - 1]!);
   if (!falls) {
@@ -152,6 +159,20 @@ function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
       key: "reestimateBatchNorm",
       detail: 'batch norm is folded, expected "batchNorm" to be live or frozen',
     };
+  }
+  return undefined;
+}
+
+/** What a recipe with learned thresholds may not have beside them. */
+function thresholdProblem(
+  { method, activationBits, activationTraining }: Recipe,
+): string | undefined {
+  if (method !== "qat") return `method "${method}", expected qat`;
+  if (activationBits === null || activationBits > MOST_THRESHOLD_BITS) {
+    return `activationBits ${activationBits}, expected 2 to ${MOST_THRESHOLD_BITS}`;
+  }
+  if (activationTraining !== null && activationTraining !== "quantized") {
+    return `activationTraining "${activationTraining}", expected quantized`;
   }
   return undefined;
 }

@@ -60,7 +60,7 @@ const globalSchema = z.strictObject({
     .describe("fraction of them held out to accept or roll back a unit"),
   steps: z.int().min(0).nullable().default(null)
     .describe(
-      "training steps of a unit, before the network's in method \"qat\" (default there: 0); null = the method's own",
+      "training steps of a unit, in method \"qat\" before the network's (0 leaves them out); null = the method's own",
     ),
   networkSteps: z.int().min(0).nullable().default(null)
     .describe("whole-network steps behind the units; null = the method's own"),
@@ -83,14 +83,16 @@ const globalSchema = z.strictObject({
     .describe(
       'how the weights\' codes start; "gptq" = later weights make up for each rounding error',
     ),
-  weightQuantizer: z.enum(["lsq", "ewgs", "ste", "minMax", "dorefa", "softRounding"]).nullable()
+  weightQuantizer: z.enum(["lsq", "ewgs", "ste", "minMax", "dorefa", "n2uq", "softRounding"])
+    .nullable()
     .default(null).describe(
       "how weights are quantized while they train; null = the method's own",
     ),
-  activationQuantizer: z.enum(["lsq", "lsqPlus", "pact", "ewgs", "dorefa", "range"]).nullable()
+  activationQuantizer: z.enum(["lsq", "lsqPlus", "pact", "ewgs", "dorefa", "range", "n2uq"])
+    .nullable()
     .default(null).describe(
       "what of an activation's grid is learned: its scale (lsq, ewgs), zero point too (lsqPlus), the upper end (pact), " +
-        "both ends (range), nothing (dorefa); null = the method's own",
+        "both ends (range), the thresholds before its levels (n2uq), nothing (dorefa); null = the method's own",
     ),
   activationTraining: z.enum(["quantized", "float", "dropped", "gradual"]).nullable()
     .default(null).describe(

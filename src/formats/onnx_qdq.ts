@@ -3,6 +3,7 @@
 // Q/DQ pair after its producer:
 //   conv.weight_quantized (int8), _scale, _zero_point -> DequantizeLinear -> conv.weight -> Conv -> relu1
 //   relu1 -> [Clip] -> QuantizeLinear -> relu1_quantized -> DequantizeLinear -> relu1_dequantized -> consumers
+// Codes that count thresholds come from GreaterOrEqual and ReduceSum instead of QuantizeLinear.
 // Where all activations stay float nothing computes on int8, so codes of at most 4 bits are stored as INT4. Layers whose
 // input takes its range at run time are written by onnx_dynamic.ts.
 import { type NdArray, ndArray, sizeOf } from "../core/nd_array.ts";
@@ -19,6 +20,9 @@ import { tensorNames, UniqueNames } from "./unique_names.ts";
 
 /** The first opset with per-axis DequantizeLinear, and the first with INT4 and scales of blocks. */
 const QDQ_OPSET = 13, INT4_OPSET = 21;
+
+/** TensorProto.DataType, as Cast names its results. */
+const UINT8 = 2, INT8 = 3, INT32 = 6;
 
 /** Bits of a code that INT4 can hold. */
 const INT4_BITS = 4;
@@ -159,7 +163,8 @@ class QdqWriter implements GraphWriter {
 
   /** Q/DQ pair that turns `from` into `to`; the new tensors are named after `name`. */
   activation(name: string, from: string, to: string, qparams: ActivationQParams): void {
-    const { scale, zeroPoint, quantMin, quantMax } = qparams;
+    const { scale, zeroPoint, quantMin, quantMax, thresholds } = qparams;
+    if (thresholds) return this.#thresholds(name, from, to, { ...qparams, thresholds });
     const [lowest, highest] = storageRange(qparams);
     let source = from;
     if (quantMin !== lowest || quantMax !== highest) {
@@ -174,16 +179,53 @@ class QdqWriter implements GraphWriter {
       source = this.unique(`${name}_clipped`);
       this.node("Clip", name, [from, ...bounds], [source]);
     }
-    const zero = lowest === 0
-      ? ndArray("uint8", [], Uint8Array.of(zeroPoint))
-      : ndArray("int8", [], Int8Array.of(zeroPoint));
-    const parameters = [
-      this.initializer(`${name}_scale`, ndArray("float32", [], Float32Array.of(scale))),
-      this.initializer(`${name}_zero_point`, zero),
-    ];
+    const parameters = this.#grid(name, scale, zeroPoint, lowest);
     const quantized = this.unique(`${name}_quantized`);
     this.node("QuantizeLinear", name, [source, ...parameters], [quantized]);
     this.node("DequantizeLinear", name, [quantized, ...parameters], [to]);
+  }
+
+  /** Codes that count thresholds, and their DequantizeLinear. ReduceSum has no 8-bit integers. */
+  #thresholds(
+    name: string,
+    from: string,
+    to: string,
+    qparams: ActivationQParams & { readonly thresholds: Float32Array<ArrayBuffer> },
+  ): void {
+    const { scale, zeroPoint, quantMin, thresholds } = qparams;
+    const [lowest] = storageRange(qparams);
+    const axis = this.initializer(`${name}_axis`, ndArray("int64", [1], BigInt64Array.of(-1n)));
+    const limits = this.initializer(
+      `${name}_thresholds`,
+      ndArray("float32", [thresholds.length], thresholds),
+    );
+    const step = (opType: string, inputs: readonly string[], suffix: string, attributes = {}) => {
+      const result = this.unique(`${name}_${suffix}`);
+      this.node(opType, name, inputs, [result], attributes);
+      return result;
+    };
+    const column = step("Unsqueeze", [from, axis], "column");
+    const reached = step("GreaterOrEqual", [column, limits], "reached");
+    const ones = step("Cast", [reached], "ones", { to: INT32 });
+    let code = step("ReduceSum", [ones, axis], "count", { keepdims: 0 });
+    if (quantMin !== 0) {
+      const offset = ndArray("int32", [], Int32Array.of(quantMin));
+      code = step("Add", [code, this.initializer(`${name}_lowest`, offset)], "code");
+    }
+    const quantized = step("Cast", [code], "quantized", { to: lowest === 0 ? UINT8 : INT8 });
+    const parameters = this.#grid(name, scale, zeroPoint, lowest);
+    this.node("DequantizeLinear", name, [quantized, ...parameters], [to]);
+  }
+
+  /** Names of scale and zero point, which is stored as what its codes are. */
+  #grid(name: string, scale: number, zeroPoint: number, lowest: number): string[] {
+    const zero = lowest === 0
+      ? ndArray("uint8", [], Uint8Array.of(zeroPoint))
+      : ndArray("int8", [], Int8Array.of(zeroPoint));
+    return [
+      this.initializer(`${name}_scale`, ndArray("float32", [], Float32Array.of(scale))),
+      this.initializer(`${name}_zero_point`, zero),
+    ];
   }
 
   /** Adds an initializer; returns its name. */
@@ -254,8 +296,14 @@ function storageRange({ quantMin }: ActivationQParams): readonly [number, number
 }
 
 function checkActivation(name: string, qparams: ActivationQParams): void {
-  const { scale, zeroPoint, quantMin, quantMax } = qparams;
+  const { scale, zeroPoint, quantMin, quantMax, thresholds } = qparams;
   const [lowest, highest] = storageRange(qparams);
+  if (thresholds && !rises(thresholds, quantMax - quantMin)) {
+    throw new RangeError(
+      `Cannot quantize "${name}": thresholds ${thresholds.join(", ")}, expected ` +
+        `${quantMax - quantMin} finite numbers that rise`,
+    );
+  }
   const isWhole = [zeroPoint, quantMin, quantMax].every(Number.isInteger);
   const isInside = quantMin >= lowest && quantMin < quantMax && quantMax <= highest &&
     zeroPoint >= lowest && zeroPoint <= highest;
@@ -265,6 +313,14 @@ function checkActivation(name: string, qparams: ActivationQParams): void {
         `${quantMax}, expected scale > 0 and integers within ${lowest} to ${highest}`,
     );
   }
+}
+
+/** Whether there are so many thresholds, in order. */
+function rises(thresholds: Float32Array, count: number): boolean {
+  return thresholds.length === count &&
+    thresholds.every((value, i) =>
+      Number.isFinite(value) && (i === 0 || value >= thresholds[i - 1]!)
+    );
 }
 
 function checkQTensor(

@@ -93,6 +93,7 @@ export function encodeWeightBundle(model: QuantizedGraph): Map<string, Uint8Arra
       quantMin: qparams.quantMin,
       quantMax: qparams.quantMax,
       bits: qparams.bits,
+      ...(qparams.thresholds && { thresholds: [...qparams.thresholds] }),
     })),
     ...(model.dynamicLayers && { dynamicLayers: [...model.dynamicLayers] }),
   };

@@ -89,14 +89,31 @@ function readActivation(entry: Fields): { readonly tensor: string } & Activation
   const scale = entry.number("scale");
   if (!(scale > 0)) throw entry.error("scale", `found ${scale}, expected a number above 0`);
   const quantMin = entry.integer("quantMin", -128, 254);
+  const quantMax = entry.integer("quantMax", quantMin + 1, quantMin < 0 ? 127 : 255);
+  const thresholds = entry.has("thresholds")
+    ? readThresholds(entry, quantMax - quantMin)
+    : undefined;
   return {
     tensor: entry.text("tensor"),
     scale,
     zeroPoint: entry.integer("zeroPoint", -128, 255),
     quantMin,
-    quantMax: entry.integer("quantMax", quantMin + 1, quantMin < 0 ? 127 : 255),
+    quantMax,
     bits: entry.integer("bits", 2, 8),
+    ...(thresholds && { thresholds }),
   };
+}
+
+function readThresholds(entry: Fields, count: number): Float32Array<ArrayBuffer> {
+  const thresholds = Float32Array.from(entry.numbers("thresholds"));
+  const rises = thresholds.every((value, i) =>
+    Number.isFinite(value) && (i === 0 || value >= thresholds[i - 1]!)
+  );
+  if (thresholds.length === count && rises) return thresholds;
+  throw entry.error(
+    "thresholds",
+    `found ${thresholds.join(", ")}, expected ${count} numbers that rise`,
+  );
 }
 
 function readDType(entry: Fields): DType {
@@ -164,6 +181,15 @@ class Fields {
       typeof size === "number" && Number.isSafeInteger(size) && size >= 0;
     if (!Array.isArray(value) || !value.every(isSize)) {
       throw this.error(key, "expected a list of integers, 0 or more");
+    }
+    return value;
+  }
+
+  numbers(key: string): number[] {
+    const value = this.#object.get(key);
+    const isNumber = (item: JsonValue): item is number => typeof item === "number";
+    if (!Array.isArray(value) || !value.every(isNumber)) {
+      throw this.error(key, "expected a list of numbers");
     }
     return value;
   }

@@ -62,7 +62,10 @@ export function scaleIndices(
   });
 }
 
-/** Quantizer of an activation: code = clip(round(x / scale) + zeroPoint, quantMin, quantMax). */
+/**
+ * Quantizer of an activation: code = clip(round(x / scale) + zeroPoint, quantMin, quantMax), or with thresholds quantMin
+ * plus the number of them that x reaches. Its value is scale * (code - zeroPoint).
+ */
 export interface ActivationQParams {
   /** Step between two codes, above 0. */
   readonly scale: number;
@@ -74,6 +77,8 @@ export interface ActivationQParams {
   readonly quantMax: number;
   /** Width of the grid, 2..8. */
   readonly bits: number;
+  /** [quantMax - quantMin], rising; absent where x is rounded. */
+  readonly thresholds?: Float32Array<ArrayBuffer>;
 }
 
 /** A frozen student. */

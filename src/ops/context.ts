@@ -21,14 +21,28 @@ export interface ActivationQuantizer {
   readonly partial?: { readonly share: QuantizedShare; readonly state: Tensor };
   /** How its gradient differs from LSQ's, if it does. */
   readonly gradient?: QuantizerGradient;
+  /** Where its levels lie behind thresholds. */
+  readonly thresholds?: ActivationThresholds;
 }
 
-/** Whether a quantizer has to be a step of its own: what is fused into layers quantizes all, and learns a scale as LSQ. */
+/** Thresholds of a tensor (kernels/threshold_quantize.ts). */
+export interface ActivationThresholds {
+  readonly count: number;
+  /** [GRID_SIZE]; begins with qparams. */
+  readonly grid: Tensor;
+  /** Where training puts the terms of the gradients, [count + 2, channels]; absent when nothing is learned. */
+  readonly sums?: Tensor;
+}
+
+/**
+ * Whether a quantizer has to be a step of its own: what is fused into layers quantizes all to an even grid, and learns a
+ * scale as LSQ.
+ */
 export function standsAlone(
   quantizer: ActivationQuantizer | undefined,
 ): quantizer is ActivationQuantizer {
   return quantizer?.partial !== undefined || quantizer?.zeroPointSums !== undefined ||
-    quantizer?.gradient !== undefined;
+    quantizer?.gradient !== undefined || quantizer?.thresholds !== undefined;
 }
 
 /** A parameter on the GPU; `gradient` is where training wants its gradient. */

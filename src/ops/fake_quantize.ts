@@ -1,12 +1,21 @@
-// A quantizer as a step of its own: where training quantizes only a share of a tensor, or by another gradient than LSQ's,
-// it cannot be fused into the layer.
+// A quantizer as a step of its own: where training quantizes only a share of a tensor, by another gradient than LSQ's, or
+// by thresholds, it cannot be fused into the layer.
 import {
   fakeQuantizeBackward,
   fakeQuantizeForward,
   type FakeQuantizeSpec,
 } from "../../kernels/fake_quantize.ts";
+import {
+  thresholdQuantizeBackward,
+  thresholdQuantizeForward,
+} from "../../kernels/threshold_quantize.ts";
 import type { Tensor } from "../gpu/tensor.ts";
-import { type ActivationQuantizer, type OpContext, rowsAndChannels } from "./context.ts";
+import {
+  type ActivationQuantizer,
+  type ActivationThresholds,
+  type OpContext,
+  rowsAndChannels,
+} from "./context.ts";
 
 /**
  * Records y = x + k (Q(x) - x) for the quantizer's share k.
@@ -18,11 +27,14 @@ import { type ActivationQuantizer, type OpContext, rowsAndChannels } from "./con
  * @returns y, of the shape of x
  */
 export function recordFakeQuantize(
-  { recorder, tape }: OpContext,
+  context: OpContext,
   x: Tensor,
-  { qparams, scaleSums, zeroPointSums, partial, gradient }: ActivationQuantizer,
+  quantizer: ActivationQuantizer,
   label: string,
 ): Tensor {
+  const { recorder, tape } = context;
+  const { qparams, scaleSums, zeroPointSums, partial, gradient, thresholds } = quantizer;
+  if (thresholds) return recordThresholds(context, x, thresholds, label);
   const { target } = recorder.device;
   const spec: FakeQuantizeSpec = {
     ...rowsAndChannels(x.shape),
@@ -52,5 +64,27 @@ export function recordFakeQuantize(
     tape.share(x, dx);
     tape.releaseUnlessShared(dx);
   }, scaleSums !== undefined);
+  return y;
+}
+
+/** A quantizer with thresholds. */
+function recordThresholds(
+  { recorder, tape }: OpContext,
+  x: Tensor,
+  { count, grid, sums }: ActivationThresholds,
+  label: string,
+): Tensor {
+  const { target } = recorder.device;
+  const spec = { ...rowsAndChannels(x.shape), thresholds: count };
+  const y = recorder.tensor(x.shape, label);
+  recorder.run(thresholdQuantizeForward(spec, target), { x, grid, y });
+  tape?.push([x], y, (dy) => {
+    const dx = recorder.tensor(x.shape, `gradient before ${label}`);
+    const terms = sums ?? recorder.tensor([count + 2, spec.channels], "gradient of a fixed grid");
+    recorder.run(thresholdQuantizeBackward(spec, target), { x, grid, dy, dx, sums: terms });
+    if (!sums) recorder.release(terms);
+    tape.share(x, dx);
+    tape.releaseUnlessShared(dx);
+  }, sums !== undefined);
   return y;
 }

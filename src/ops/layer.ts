@@ -86,6 +86,7 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   if (!alone) return;
   const value = valueOf(context, output);
   context.values.set(output, recordFakeQuantize(context, value, quantizer, output));
+  if (!context.tape) recorder.release(value);
 }
 
 /** A layer, taken apart. */

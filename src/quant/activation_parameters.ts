@@ -19,14 +19,17 @@ import type { ActivationQuantizer } from "../ops/context.ts";
 import type { FlatLayout, OptimizerSettings } from "../optim/flat_parameters.ts";
 import { roundHalfEven } from "./rounding.ts";
 import type { ActivationState, Student } from "./student.ts";
+import { ThresholdParameters, type ThresholdState } from "./threshold_parameters.ts";
+import { MOST_THRESHOLD_BITS } from "./thresholds.ts";
 
 /**
  * How an activation's quantizer learns: its scale (LSQ, Esser et al. 2020); scale and zero point (LSQ+, Bhalgat et al.
  * 2020); the clipping bound, from clipped values only and with weight decay (PACT, Choi et al. 2018); the scale, with
  * gradients scaled element by element (EWGS, Lee, Kim, Ham 2021); nothing, so that it clips where calibration put the
- * bound (DoReFa-Net, Zhou et al. 2016); or both bounds of the range (ULQ of AMCT).
+ * bound (DoReFa-Net, Zhou et al. 2016); both bounds of the range (ULQ of AMCT); or the scale of the levels and, at 4 bits
+ * and less, the thresholds before them (N2UQ, Liu et al. 2022).
  */
-export type ActivationTrainer = "lsq" | "lsqPlus" | "pact" | "ewgs" | "dorefa" | "range";
+export type ActivationTrainer = "lsq" | "lsqPlus" | "pact" | "ewgs" | "dorefa" | "range" | "n2uq";
 
 /** delta of EWGS, the constant that the authors' code starts from; they estimate it anew from the Hessian as they go. */
 export const EWGS_DELTA = 1e-3;
@@ -39,6 +42,8 @@ interface TrainerRow {
   readonly gradient?: QuantizerGradient;
   /** Weight decay of a learned upper bound; default 0. */
   readonly decay?: number;
+  /** Whether thresholds are learned where a grid has few levels. */
+  readonly thresholds?: true;
 }
 
 const TRAINERS: Readonly<Record<ActivationTrainer, TrainerRow>> = {
@@ -53,6 +58,7 @@ const TRAINERS: Readonly<Record<ActivationTrainer, TrainerRow>> = {
   ewgs: { learns: () => "scale", gradient: { kind: "scaled", delta: EWGS_DELTA } },
   dorefa: { learns: () => "nothing" },
   range: { learns: (oneSided) => oneSided ? "upper" : "range" },
+  n2uq: { learns: () => "scale", thresholds: true },
 };
 
 /** What of an activation is quantized: each element with a probability, or ever more of each over the steps. */
@@ -101,6 +107,7 @@ export class ActivationParameters implements Disposable {
   readonly #qparams: Tensor;
   readonly #terms: Tensor;
   readonly #table: Tensor;
+  readonly #thresholds: ThresholdParameters;
   readonly #quantizers = new Map<string, ActivationQuantizer>();
 
   /**
@@ -120,10 +127,14 @@ export class ActivationParameters implements Disposable {
     training: ActivationTraining,
   ) {
     this.#device = device;
-    let terms = 0;
-    this.#slots = Array.from(activations, ([tensor, channels], i): Slot => {
+    const all = Array.from(activations, ([tensor, channels]) => {
       const quantizer = student.activations.get(tensor);
       if (quantizer === undefined) throw new TypeError(`"${tensor}" has no quantizer`);
+      return { tensor, channels, quantizer };
+    });
+    let terms = 0;
+    const uniform = all.filter(({ quantizer }) => !hasThresholds(quantizer, training));
+    this.#slots = uniform.map(({ channels, quantizer }, i): Slot => {
       const { learns, learned, decay } = learning(quantizer, training);
       const trains = quantizer.learned && learned && training.rate > 0;
       const start = layout.take(
@@ -145,8 +156,17 @@ export class ActivationParameters implements Disposable {
       label: "activation quantizers",
     });
     this.#upload();
+    const others = all.filter(({ quantizer }) => hasThresholds(quantizer, training));
+    this.#thresholds = new ThresholdParameters(
+      device,
+      others.map(({ channels, quantizer }) => thresholdState(quantizer, channels, training)),
+      layout,
+    );
     if (training.quantizedShare === null) return;
     this.#slots.forEach((slot, i) => this.#addQuantizer(slot, i, state, training));
+    for (const [tensor, quantizer] of this.#thresholds.quantizers) {
+      this.#quantizers.set(tensor, quantizer);
+    }
   }
 
   /** Quantizer by tensor name. */
@@ -159,10 +179,12 @@ export class ActivationParameters implements Disposable {
     for (const { state, learns, entry: { start } } of this.#slots) {
       flat.set(parametersOf(state, learns), start);
     }
+    this.#thresholds.writeStart(flat);
   }
 
   /** Records the grids from the parameters. */
   recordForward(plan: Plan, parameters: Tensor): void {
+    this.#thresholds.recordForward(plan, parameters);
     const count = this.#slots.length;
     if (count === 0) return;
     plan.run(updateActivationScales({ count }, this.#device.target), {
@@ -173,7 +195,8 @@ export class ActivationParameters implements Disposable {
   }
 
   /** Records the gradients of the parameters. */
-  recordBackward(plan: Plan, gradients: Tensor): void {
+  recordBackward(plan: Plan, parameters: Tensor, gradients: Tensor): void {
+    this.#thresholds.recordBackward(plan, parameters, gradients);
     const count = this.#slots.length;
     if (count === 0) return;
     plan.run(activationScaleGradients({ count }, this.#device.target), {
@@ -194,11 +217,13 @@ export class ActivationParameters implements Disposable {
     for (const { state, learns, entry: { start } } of this.#slots) {
       if (state.learned) student.setActivation({ ...state, ...gridOf(state, learns, flat, start) });
     }
+    this.#thresholds.store(flat, student);
   }
 
   /** Gives the GPU memory back. */
   [Symbol.dispose](): void {
     for (const tensor of [this.#qparams, this.#terms, this.#table]) this.#device.release(tensor);
+    this.#thresholds[Symbol.dispose]();
   }
 
   #upload(): void {
@@ -229,6 +254,32 @@ export class ActivationParameters implements Disposable {
         { zeroPointSums: terms(zeroPointTerms(entry), "zero point") }),
     });
   }
+}
+
+/** Whether a quantizer has thresholds, or gets them. */
+function hasThresholds(
+  { knots, learned, bits }: ActivationState,
+  { activationQuantizer = "lsq" }: ActivationTraining,
+): boolean {
+  if (knots !== undefined) return true;
+  return TRAINERS[activationQuantizer].thresholds === true && learned &&
+    bits <= MOST_THRESHOLD_BITS;
+}
+
+/** A quantizer that has thresholds; they are learned where it says so, else they stay. */
+function thresholdState(
+  state: ActivationState,
+  channels: number,
+  training: ActivationTraining,
+): ThresholdState {
+  const { activationQuantizer = "lsq", rate } = training;
+  const trains = state.learned && TRAINERS[activationQuantizer].thresholds === true;
+  return {
+    state,
+    channels,
+    scaleRate: trains ? rateOf(state, "scale", training) : 0,
+    knotRate: trains ? rate * state.scale : 0,
+  };
 }
 
 /** What a quantizer learns; one that learns nothing keeps a scale. */

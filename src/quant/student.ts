@@ -59,6 +59,8 @@ export interface ActivationState extends ActivationQParams {
   readonly tensor: string;
   /** False keeps the scale as calibrated (the network's input). */
   readonly learned: boolean;
+  /** Between which its thresholds lie (thresholds.ts); absent where it has none. */
+  readonly knots?: Float32Array<ArrayBuffer>;
 }
 
 /** A layer as integers, and as the float32 values they stand for. */
@@ -183,8 +185,9 @@ export class Student {
     const dynamicLayers = this.dynamicLayers;
     const activations = new Map<string, ActivationQParams>();
     for (const [tensor, state] of this.#activations) {
-      const { scale, zeroPoint, quantMin, quantMax, bits } = state;
-      activations.set(tensor, { scale, zeroPoint, quantMin, quantMax, bits });
+      const { scale, zeroPoint, quantMin, quantMax, bits, thresholds } = state;
+      const qparams = { scale, zeroPoint, quantMin, quantMax, bits };
+      activations.set(tensor, { ...qparams, ...(thresholds && { thresholds }) });
     }
     return {
       graph: { ...folded, initializers },

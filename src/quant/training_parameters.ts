@@ -1,7 +1,12 @@
 // The part of a student that trains, on the GPU: one flat buffer of parameters (latent weights, log-scales, batch norm
 // or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
 // are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
-import { type Kernel, paddedSize } from "../../kernels/kernel.ts";
+import { type Kernel, paddedSize, type Target } from "../../kernels/kernel.ts";
+import {
+  quantizeMagnitudeWeights,
+  quantizeMagnitudeWeightsBackward,
+  scaleByMagnitude,
+} from "../../kernels/magnitude_weights.ts";
 import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import {
   hardenSoftRounding,
@@ -19,6 +24,7 @@ import {
   encodeWeightRows,
   quantizeWeights,
   quantizeWeightsBackward,
+  type WeightQuantizationSpec,
 } from "../../kernels/weight_quantization.ts";
 import { ndArray } from "../core/nd_array.ts";
 import type { Device } from "../gpu/device.ts";
@@ -38,6 +44,7 @@ import {
   weightRate,
   weightScaleRate,
 } from "./learning_rates.ts";
+import { onMagnitudeGrid } from "./magnitude_weights.ts";
 import type { LayerState, Student } from "./student.ts";
 import { onTanhGrid, tanhParameters, tanhWeights } from "./tanh_weights.ts";
 import { type LayerSlots, weightRows } from "./weight_rows.ts";
@@ -47,10 +54,28 @@ export type { LearningRates } from "./learning_rates.ts";
 /**
  * How weights are quantized while they train: with learned scales (LSQ), these with gradients scaled element by element
  * (EWGS, Lee, Kim, Ham 2021), fixed scales (STE), ones that cover the current weights of each channel (min-max), fixed
- * levels from end to end of their hyperbolic tangents (DoReFa-Net, Zhou et al. 2016), or with learned rounding and
- * nothing else (AdaRound).
+ * levels from end to end of their hyperbolic tangents (DoReFa-Net, Zhou et al. 2016), levels whose height follows their
+ * mean magnitude (N2UQ, Liu et al. 2022), or with learned rounding and nothing else (AdaRound).
  */
-export type WeightQuantizer = "lsq" | "ewgs" | "ste" | "minMax" | "dorefa" | "softRounding";
+export type WeightQuantizer =
+  | "lsq"
+  | "ewgs"
+  | "ste"
+  | "minMax"
+  | "dorefa"
+  | "n2uq"
+  | "softRounding";
+
+/** Quantizers with levels of their own: how they put a layer on them. */
+const OWN_GRIDS: Readonly<Partial<Record<WeightQuantizer, (layer: LayerState) => LayerState>>> = {
+  dorefa: onTanhGrid,
+  n2uq: onMagnitudeGrid,
+};
+
+/** Quantizers whose scales follow the weights. */
+const FOLLOWING_SCALES: Readonly<
+  Partial<Record<WeightQuantizer, (spec: WeightQuantizationSpec, target: Target) => Kernel>>
+> = { minMax: coverWeights, n2uq: scaleByMagnitude };
 
 /** How the parameters train. */
 export interface TrainingOptions
@@ -115,7 +140,7 @@ export class TrainingParameters implements Disposable {
     for (const name of layers) {
       const found = student.layers.get(name);
       if (found === undefined) throw new TypeError(`The student has no layer "${name}"`);
-      const layer = weightQuantizer === "dorefa" ? onTanhGrid(found) : found;
+      const layer = OWN_GRIDS[weightQuantizer]?.(found) ?? found;
       const channels = layer.logScale.length;
       const floats = paddedSize(layer.latent.shape);
       const { batchNorm, bias } = layer;
@@ -186,14 +211,15 @@ export class TrainingParameters implements Disposable {
     const { weightQuantizer } = this.#options;
     const spec = { rows: this.#rowCount };
     const bound = { parameters, rows, w: weights };
+    for (const following of this.#followingScales()) plan.run(...following);
     if (weightQuantizer === "dorefa") {
       plan.run(largestTanh(spec, target), { parameters, rows, largest });
       plan.run(quantizeTanhWeights(spec, target), { ...bound, largest });
     } else if (weightQuantizer === "softRounding") {
       plan.run(softRoundWeights(this.#softRounding(), target), bound);
     } else {
-      if (weightQuantizer === "minMax") plan.run(...this.#covering());
-      plan.run(quantizeWeights(spec, target), bound);
+      const kernel = weightQuantizer === "n2uq" ? quantizeMagnitudeWeights : quantizeWeights;
+      plan.run(kernel(spec, target), bound);
     }
     this.#activations.recordForward(plan, parameters);
   }
@@ -216,19 +242,21 @@ export class TrainingParameters implements Disposable {
       });
     } else if (weightQuantizer === "dorefa") {
       plan.run(quantizeTanhWeightsBackward(spec, target), { ...bound, largest });
+    } else if (weightQuantizer === "n2uq") {
+      plan.run(quantizeMagnitudeWeightsBackward(spec, target), bound);
     } else {
       const delta = weightQuantizer === "ewgs" ? EWGS_DELTA : 0;
       plan.run(quantizeWeightsBackward({ ...spec, delta }, target), bound);
     }
-    this.#activations.recordBackward(plan, gradients);
+    this.#activations.recordBackward(plan, parameters, gradients);
     this.#flat.recordStep(plan, this.#state, this.#options);
   }
 
   /** Reads the trained parameters back into the student. */
   async store(): Promise<void> {
     const soft = this.#options.weightQuantizer === "softRounding";
-    // The last step moved the weights that the scales cover.
-    if (this.#options.weightQuantizer === "minMax") this.#device.run(...this.#covering());
+    // The last step moved the weights that the scales follow.
+    for (const following of this.#followingScales()) this.#device.run(...following);
     const flat = soft ? await this.#readHardened() : await this.#flat.read();
     const running = new Map<LayerState, { mean: Float32Array; variance: Float32Array }>();
     for (const { layer, mean, variance } of this.#running) {
@@ -277,9 +305,12 @@ export class TrainingParameters implements Disposable {
     }
   }
 
-  #covering(): [kernel: Kernel, bindings: Record<string, Tensor>] {
-    const kernel = coverWeights({ rows: this.#rowCount }, this.#device.target);
-    return [kernel, { rows: this.#tensors.rows, parameters: this.#flat.values }];
+  /** The kernel that puts scales where the weights are now, if they follow. */
+  #followingScales(): [kernel: Kernel, bindings: Record<string, Tensor>][] {
+    const kernel = FOLLOWING_SCALES[this.#options.weightQuantizer];
+    if (kernel === undefined) return [];
+    const bindings = { rows: this.#tensors.rows, parameters: this.#flat.values };
+    return [[kernel({ rows: this.#rowCount }, this.#device.target), bindings]];
   }
 
   #softRounding(): { rows: number; roundingStart: number } {

@@ -22,8 +22,25 @@ const REFUSED: readonly (readonly [recipe: object, problem: RegExp])[] = [
   [{ schedule: "linear" }, /schedule: .*expected one of cosine, step, constant or null/],
   [{ weightQuantizer: "pact" }, /weightQuantizer: .*one of lsq, ewgs, ste, minMax, dorefa/],
   [
-    { activationQuantizer: "n2uq" },
-    /activationQuantizer: .*one of lsq, lsqPlus, pact, ewgs, dorefa/,
+    { activationQuantizer: "log" },
+    /activationQuantizer: .*one of lsq, lsqPlus, pact, ewgs, dorefa, range, n2uq/,
+  ],
+  [
+    { activationQuantizer: "n2uq", activationBits: 4 },
+    /activationQuantizer: found "n2uq" with method "blockwise", expected qat/,
+  ],
+  [
+    { method: "qat", activationQuantizer: "n2uq", activationBits: 5 },
+    /activationQuantizer: found "n2uq" with activationBits 5, expected 2 to 4/,
+  ],
+  [
+    {
+      method: "qat",
+      activationQuantizer: "n2uq",
+      activationBits: 4,
+      activationTraining: "dropped",
+    },
+    /found "n2uq" with activationTraining "dropped", expected quantized/,
   ],
 ];
 
@@ -37,6 +54,8 @@ Deno.test("parseRecipe() takes what QAT trains with", () => {
   const bits = { method: "qat", weightBits: 2, activationBits: 4 } as const;
   const recipe = { ...bits, optimizer: "sgd", schedule: "step", warmup: 0, progressive: [4, 3] };
   assert.deepEqual(parseRecipe(recipe).progressive, [4, 3]);
+  const n2uq = { ...bits, activationQuantizer: "n2uq", weightQuantizer: "n2uq" };
+  assert.equal(parseRecipe(n2uq).activationQuantizer, "n2uq");
   assert.equal(parseRecipe({ ...bits, reestimateBatchNorm: true }).reestimateBatchNorm, true);
   assert.equal(parseRecipe({ reestimateBatchNorm: true, batchNorm: "live" }).batchNorm, "live");
 });

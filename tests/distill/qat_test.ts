@@ -10,6 +10,7 @@ import { predict } from "../../src/distill/evaluate.ts";
 import { RowSet } from "../../src/distill/frontier.ts";
 import { NetworkValues, teacherValues } from "../../src/distill/inference.ts";
 import { qatPlan } from "../../src/distill/methods/qat.ts";
+import { IntegerNetwork } from "../../src/distill/integer_network.ts";
 import { prepareNetwork } from "../../src/distill/network.ts";
 import { lowerBits, startAtBits } from "../../src/distill/progressive.ts";
 import { parseRecipe, type Recipe } from "../../src/distill/recipe.ts";
@@ -87,6 +88,7 @@ async function trained(recipe: Partial<Recipe>) {
 const QUANTIZERS = [
   ["dorefa", "pact", 2],
   ["ewgs", "lsqPlus", 4],
+  ["n2uq", "n2uq", 2],
 ] as const;
 
 for (const [weightQuantizer, activationQuantizer, bits] of QUANTIZERS) {
@@ -105,14 +107,27 @@ for (const [weightQuantizer, activationQuantizer, bits] of QUANTIZERS) {
     const codes = new Set(values.data as Int8Array);
     // of each channel 2^bits; those that are mirrored have one of their own
     assert.ok(codes.size > 2 && codes.size <= 2 ** bits + 1, `${codes.size} codes`);
-    if (weightQuantizer === "dorefa") {
+    if (weightQuantizer !== "ewgs") {
       const most = 2 ** bits - 1;
       assert.ok(
         [...codes].every((code) => code % 2 !== 0 && Math.abs(code) <= most),
         `${[...codes]}`,
       );
     }
+    const thresholds = Array.from(student.activations, ([tensor, qparams]) => {
+      const steps = qparams.thresholds?.map((value, i, all) => value - (all[i - 1] ?? 0)).slice(1);
+      return `${tensor} ${steps === undefined ? "rounds" : new Set(steps).size > 1}`;
+    });
+    const learned = activationQuantizer === "n2uq" ? "true" : "rounds";
+    const inner = ["u", "v", "t"].filter((tensor) =>
+      student.activations.get(tensor)?.bits === bits
+    );
+    assert.ok(inner.length > 0 && thresholds.includes("x rounds"), `${thresholds}`);
+    for (const tensor of inner) assert.ok(thresholds.includes(`${tensor} ${learned}`), tensor);
     const device = await testDevice();
+    if (activationQuantizer === "n2uq") {
+      assert.throws(() => new IntegerNetwork(device, student), /uniform grids/);
+    }
     const network = prepareNetwork(student.graph, { ...width, firstLastBits: 8 }, false);
     const { initializers } = network.teacher.graph;
     using deployed = new NetworkValues(device, initializers, student.activations);

@@ -13,6 +13,7 @@ import type {
   QTensor,
   QuantizedGraph,
 } from "../../src/graph/quantized_graph.ts";
+import { quantizeByThresholds } from "../../src/quant/thresholds.ts";
 import {
   assertEveryLevel,
   biasOf,
@@ -60,6 +61,32 @@ Deno.test("exportOnnx() per-channel convolution, bias, 4-bit activations, dynami
   assert.ok(new Set(expected).size > 8, "the codes spread");
   assert.ok(expected.includes(15 * X4.scale), "some codes saturate at quantMax");
   await assertEveryLevel(model, { x: { shape, data: x } }, expected, X4.scale);
+});
+
+Deno.test("exportOnnx() counts the thresholds that a value reaches, in uint8 and in int8", async () => {
+  const input = {
+    ...{ scale: 0.4, zeroPoint: 1, quantMin: -2, quantMax: 1, bits: 2 },
+    thresholds: Float32Array.of(-1.1, -0.3, 0.7),
+  };
+  const output = {
+    ...{ scale: 0.3, zeroPoint: 0, quantMin: 0, quantMax: 7, bits: 3 },
+    thresholds: Float32Array.of(0.05, 0.15, 0.3, 0.8, 1.1, 1.2, 1.5),
+  };
+  const model = convolution({
+    channels: 3,
+    outChannels: 5,
+    group: 1,
+    activations: { x: input, y: output },
+  });
+  const shape = [2, 3, 4, 4];
+  const x = randomInput(1, shape);
+  const levels = (values: ArrayLike<number>, grid: typeof input) =>
+    Array.from(values, (value) => quantizeByThresholds(value, grid, grid.thresholds));
+  const sums = convolve(levels(x, input), shape, model, 1).map((value) => Math.max(value, 0));
+  const expected = levels(sums, output);
+  assert.ok(new Set(expected).size === 8, "all codes occur");
+  assert.ok(new Set(levels(x, input)).size === 4, "of the input too");
+  await assertEveryLevel(model, { x: { shape, data: x } }, expected, output.scale);
 });
 
 Deno.test("exportOnnx() depthwise convolution with int8 activations", async () => {
@@ -313,6 +340,12 @@ Deno.test("insertQdq() refuses quantizers that do not fit the graph", () => {
   assert.throws(withActivation("x", { quantMax: 256 }), /range 0 to 256/);
   assert.throws(withActivation("x", { quantMin: -1 }), /range -1 to 255/);
   assert.throws(withActivation("x", { zeroPoint: 0.5 }), /zero point 0.5/);
+  for (const thresholds of [[0, 1], [0, 2, 1], [0, 1, NaN]].map((t) => Float32Array.from(t))) {
+    assert.throws(
+      withActivation("x", { quantMax: 3, thresholds }),
+      /thresholds .*, expected 3 finite numbers that rise/,
+    );
+  }
   const withWeight = (name: string, tensor: QTensor) => () =>
     insertQdq({ ...model, weights: new Map([[name, tensor]]) });
   assert.throws(

@@ -57,6 +57,21 @@ Deno.test("decodeWeightBundle() gives back scales of blocks, and refuses codes b
   );
 });
 
+Deno.test("decodeWeightBundle() gives back thresholds, and refuses others than a grid has", () => {
+  const grid = { scale: 0.5, zeroPoint: 0, quantMin: 0, quantMax: 3, bits: 2 };
+  const decode = (...thresholds: number[]) => {
+    const x = { ...grid, thresholds: Float32Array.from(thresholds) };
+    const model = { ...network(), activations: new Map([["x", x]]) };
+    return decodeWeightBundle(encodeWeightBundle(model), PATH).activations.get("x")?.thresholds;
+  };
+  assert.deepEqual(decode(0.1, 0.3, 1 / 3), Float32Array.of(0.1, 0.3, 1 / 3));
+  assertRefused(
+    () => decode(0.1, 0.3),
+    /activations\[0\].thresholds: found .*, expected 3 numbers/,
+  );
+  assertRefused(() => decode(0.1, 0.3, 0.2), /expected 3 numbers that rise/);
+});
+
 Deno.test("encodeWeightBundle() makes file names that are plain, unique and not reserved", () => {
   const names = [...encodeWeightBundle(network()).keys()];
   assert.ok(names.includes("conv1.weight.values.npy"));

@@ -1,10 +1,15 @@
-// Gradients that differ from LSQ's, against their published definitions: PACT's and EWGS's of activations, EWGS's and
-// DoReFa's of weights.
+// Gradients that differ from LSQ's, against their published definitions: PACT's and EWGS's of activations, EWGS's,
+// DoReFa's and N2UQ's of weights.
 import {
   fakeQuantizeBackward,
   fakeQuantizeForward,
   type QuantizerGradient,
 } from "../../kernels/fake_quantize.ts";
+import {
+  quantizeMagnitudeWeights,
+  quantizeMagnitudeWeightsBackward,
+  scaleByMagnitude,
+} from "../../kernels/magnitude_weights.ts";
 import {
   largestTanh,
   quantizeTanhWeights,
@@ -113,29 +118,8 @@ forEachTarget("quantizeWeightsBackward() scales gradients element by element", a
   assertClose(gradients, expected, { rtol: 1e-5, atol: 1e-5 }, "gradients");
 });
 
-/** Grids of 2, 3 and 4 bits with odd codes, and of 8 bits with all. */
-const TANH_GRIDS = [[-3, 3], [-7, 7], [-15, 15], [-128, 127]] as const;
-
 forEachTarget("quantizeTanhWeights() and its gradient are DoReFa's", async (device) => {
-  const made = weightBlock(5);
-  const channels = made.channels.map((channel, i) => {
-    const [quantMin, quantMax] = TANH_GRIDS[i % TANH_GRIDS.length]!; // modulo
-    return { ...channel, quantMin, quantMax };
-  });
-  const byLogScale = new Map(channels.map((channel) => [channel.logScale, channel]));
-  const rows = made.rows.map((row) => {
-    const one = byLogScale.get(row.logScale)!;
-    if (typeof row.quantMin === "number") {
-      return { ...row, quantMin: one.quantMin, quantMax: one.quantMax };
-    }
-    const lanes = [0, 1, 2, 3].map((lane) => byLogScale.get(row.logScale + lane));
-    return {
-      ...row,
-      quantMin: lanes.map((lane) => lane?.quantMin ?? 0),
-      quantMax: lanes.map((lane) => lane?.quantMax ?? 0),
-    };
-  });
-  const block = { ...made, rows, channels };
+  const { rows, channels, ...block } = onOddGrids(weightBlock(5));
   const largest = channels.map((_, c) =>
     Math.max(
       ...block.elements.filter(({ channel }) => channel === c)
@@ -145,7 +129,7 @@ forEachTarget("quantizeTanhWeights() and its gradient are DoReFa's", async (devi
   const g = randomArray(6, block.outputSize);
   const spec = { rows: rows.length };
   let w = new Float32Array();
-  const gradients = await onBlock(device, block, g, async (bound) => {
+  const gradients = await onBlock(device, { ...block, rows, channels }, g, async (bound) => {
     const { parameters, rows } = bound;
     const maxima = device.tensor([spec.rows, 4]), values = device.tensor([block.outputSize]);
     device.run(largestTanh(spec, device.target), { parameters, rows, largest: maxima });
@@ -180,6 +164,80 @@ forEachTarget("quantizeTanhWeights() and its gradient are DoReFa's", async (devi
   if (rounded < 0.9 * block.elements.length) throw new Error("too many ties to say anything");
   assertClose(gradients, expected, { rtol: 2e-5, atol: 2e-6 }, "gradients");
 });
+
+forEachTarget("quantizeMagnitudeWeights() and its gradient are N2UQ's", async (device) => {
+  const made = onOddGrids(weightBlock(9));
+  const { rows, channels, elements, padding } = made;
+  const pruned = elements[7]!; // of a dense row
+  const block = { ...made, parameters: made.parameters.with(pruned.at, 0) };
+  const g = randomArray(10, block.outputSize);
+  const spec = { rows: rows.length };
+  let w = new Float32Array(), parameters = new Float32Array();
+  const gradients = await onBlock(device, block, g, async (bound) => {
+    const values = device.tensor([block.outputSize]);
+    const forward = { parameters: bound.parameters, rows: bound.rows };
+    device.run(scaleByMagnitude(spec, device.target), forward);
+    device.run(quantizeMagnitudeWeights(spec, device.target), { ...forward, w: values });
+    device.run(quantizeMagnitudeWeightsBackward(spec, device.target), bound);
+    w = await device.read(values);
+    parameters = await device.read(bound.parameters);
+    device.release(values);
+  });
+  const scales = channels.map(({ scale, logScale, quantMax }, c) => {
+    const sizes = elements.filter(({ channel }) => channel === c)
+      .map(({ at }) => Math.abs(block.parameters[at]!)).filter((size) => size > 0);
+    const mean = sizes.reduce((sum, size) => sum + size) / sizes.length;
+    const own = quantMax === 127 ? scale : mean * 2 / (quantMax + 1);
+    // exp and log in float32, and a mean of up to 27
+    assertClose([Math.exp(parameters[logScale]!)], [own], { rtol: 3e-6, atol: 0 }, `scale ${c}`);
+    return own;
+  });
+  const expected = Array<number>(block.parameters.length).fill(UNTOUCHED);
+  for (const { at, output } of [...padding, pruned]) {
+    expected[at] = 0;
+    assertClose([w[output]!], [0], { rtol: 0, atol: 0 }, "zeros");
+  }
+  let rounded = 0;
+  for (const { at, output, channel } of elements) {
+    if (at === pruned.at) continue;
+    const { quantMax } = channels[channel]!, scale = scales[channel]!; // elements name existing channels
+    expected[at] = g[output]!;
+    // gamma * mean * level: 2^bits levels on -1 .. 1, or the codes of int8
+    const part = block.parameters[at]! / scale, odd = quantMax !== 127;
+    const unit = odd ? (clamp(part, -quantMax, quantMax) + quantMax) / 2 : part;
+    if (Math.abs(unit - Math.floor(unit) - 0.5) < 1e-3) continue;
+    const code = odd ? 2 * Math.round(unit) - quantMax : clamp(Math.round(unit), -128, 127);
+    assertClose([w[output]!], [scale * code], { rtol: 1e-5, atol: 1e-6 }, `weight ${at}`);
+    rounded++;
+  }
+  if (rounded < 0.9 * elements.length) throw new Error("too many ties to say anything");
+  assertClose(gradients, expected, { rtol: 0, atol: 0 }, "gradients");
+});
+
+/** Grids of 2, 3 and 4 bits with odd codes, and of 8 bits with all. */
+const ODD_GRIDS = [[-3, 3], [-7, 7], [-15, 15], [-128, 127]] as const;
+
+/** The block with its channels on these grids. */
+function onOddGrids(block: ReturnType<typeof weightBlock>): ReturnType<typeof weightBlock> {
+  const channels = block.channels.map((channel, i) => {
+    const [quantMin, quantMax] = ODD_GRIDS[i % ODD_GRIDS.length]!; // modulo
+    return { ...channel, quantMin, quantMax };
+  });
+  const byLogScale = new Map(channels.map((channel) => [channel.logScale, channel]));
+  const rows = block.rows.map((row) => {
+    const one = byLogScale.get(row.logScale)!;
+    if (typeof row.quantMin === "number") {
+      return { ...row, quantMin: one.quantMin, quantMax: one.quantMax };
+    }
+    const lanes = [0, 1, 2, 3].map((lane) => byLogScale.get(row.logScale + lane));
+    return {
+      ...row,
+      quantMin: lanes.map((lane) => lane?.quantMin ?? 0),
+      quantMax: lanes.map((lane) => lane?.quantMax ?? 0),
+    };
+  });
+  return { ...block, rows, channels };
+}
 
 /** Runs kernels on a block's parameters, rows, dw and poisoned gradients, which it returns. */
 async function onBlock(

@@ -74,6 +74,70 @@ forEachTarget("ActivationParameters move what each quantizer learns, once", asyn
   assert.equal((await step({ activationQuantizer: "ewgs" })).gradients[0]?.kind, "scaled");
 });
 
+forEachTarget(
+  "ActivationParameters learn thresholds where a grid has few levels",
+  async (device) => {
+    const wide = { ...quantizer("wide", 0), quantMax: 31, bits: 5 };
+    const input = { ...quantizer("input", 0), learned: false };
+    const student = new Student([], [ONE_SIDED, TWO_SIDED, wide, input]);
+    const layout = new FlatLayout();
+    const state = device.fromArray([STATE_SIZE], FIRST_STEP);
+    const tensors = ["relu", "sum", "wide", "input"];
+    const channels = new Map(tensors.map((tensor) => [tensor, 3]));
+    const train = async (activationQuantizer: ActivationTraining["activationQuantizer"]) => {
+      using activations = new ActivationParameters(device, student, channels, layout, state, {
+        rate: RATE,
+        ...(activationQuantizer && { activationQuantizer }),
+      });
+      const start = new Float32Array(layout.size);
+      activations.writeStart(start);
+      using parameters = new FlatParameters(device, layout, start);
+      const quantizers = tensors.map((tensor) => activations.quantizer(tensor)!);
+      for (const { thresholds } of quantizers) {
+        if (!thresholds?.sums) continue;
+        // the scale falls; the second and all later knots move up, the first down by as much
+        const terms = new Float32Array(17 * 4);
+        terms.set([5], 0);
+        terms.set([1], 4);
+        terms.set([-1], 8);
+        device.uploadRaw(thresholds.sums, terms);
+      }
+      using plan = new Plan(device);
+      activations.recordForward(plan, parameters.values);
+      activations.recordBackward(plan, parameters.values, parameters.gradients);
+      parameters.recordStep(plan, state, { beta1: 0.9, beta2: 0.99 });
+      plan.replay();
+      activations.store(await parameters.read(), student);
+      return quantizers.map(({ thresholds }) => thresholds && thresholds.sums !== undefined);
+    };
+    assert.deepEqual(await train("n2uq"), [true, true, undefined, undefined]);
+    const scale = ONE_SIDED.scale;
+    const tolerance = { rtol: 1e-5, atol: 1e-6 }; // float32 exp, log and sums
+    for (const before of [ONE_SIDED, TWO_SIDED]) {
+      const { tensor, zeroPoint } = before;
+      const after = student.activations.get(tensor)!;
+      assertClose([after.scale], [scale * Math.exp(-RATE)], tolerance, tensor);
+      // the start has gradient 0; the first interval, in front of the second knot, grows by a rate of the old scale
+      const moved = (i: number) => (i - zeroPoint) * scale + (i > 0 ? RATE * scale : 0);
+      const knots = Array.from({ length: 16 }, (_, i) => moved(i));
+      assertClose(after.knots!, knots, tolerance, `knots of ${tensor}`);
+      const middles = knots.slice(1).map((knot, i) => (knot + knots[i]!) / 2);
+      assertClose(after.thresholds!, middles, tolerance, `thresholds of ${tensor}`);
+    }
+    for (const tensor of ["wide", "input"]) {
+      assert.equal(student.activations.get(tensor)!.thresholds, undefined);
+    }
+    // another quantizer later on leaves them as they are
+    const learned = student.activations.get("sum")!;
+    assert.deepEqual(await train(undefined), [false, false, undefined, undefined]);
+    const { knots, thresholds, scale: kept } = student.activations.get("sum")!;
+    assertClose(knots!, learned.knots!, tolerance, "knots stay");
+    assertClose(thresholds!, learned.thresholds!, tolerance, "thresholds stay");
+    assertClose([kept], [learned.scale], tolerance, "the scale stays");
+    device.release(state);
+  },
+);
+
 Deno.test("ActivationParameters and weights step scales by SGD as LSQ does", async () => {
   const device = await testDevice();
   const sgd = { activationQuantizer: "lsq", optimizer: "sgd", absolute: true } as const;
@@ -152,7 +216,7 @@ async function stepOnce(
   }
   using plan = new Plan(device);
   activations.recordForward(plan, parameters.values);
-  activations.recordBackward(plan, parameters.gradients);
+  activations.recordBackward(plan, parameters.values, parameters.gradients);
   const { optimizer = "adam" } = training;
   parameters.recordStep(plan, state, { optimizer, beta1: 0.9, beta2: 0.99 });
   for (let i = 0; i < steps; i++) plan.replay();
