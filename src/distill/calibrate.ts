@@ -48,6 +48,14 @@ export interface CalibrationOptions extends PassOptions, ObserverOptions {
   readonly grid?: Recipe["activationGrid"];
 }
 
+/** Quantizers of the activations. */
+export interface Calibration {
+  /** In the order of `network.activationBits`; none where ranges are taken at run time. */
+  readonly states: ActivationState[];
+  /** Exponent p of the L_p error that chose their ranges; null where none did. */
+  readonly exponent: number | null;
+}
+
 /**
  * What of the options a recipe decides.
  *
@@ -72,7 +80,7 @@ export function observerOf(recipe: Recipe): Omit<CalibrationOptions, keyof PassO
  * @param values the teacher's values
  * @param images the network's inputs
  * @param options which inputs, the observer and the grid
- * @returns quantizers by tensor, in the order of `network.activationBits`; none where ranges are taken at run time
+ * @returns the quantizers
  * @throws RangeError when an activation is not finite
  */
 export async function calibrate(
@@ -81,9 +89,11 @@ export async function calibrate(
   values: NetworkValues,
   images: RowSet,
   { observer: name, grid = "auto", ...options }: CalibrationOptions,
-): Promise<ActivationState[]> {
+): Promise<Calibration> {
   // Nothing to observe, so the teacher need not run.
-  if (network.activationBits.size === 0 || network.activationRanges === "dynamic") return [];
+  if (network.activationBits.size === 0 || network.activationRanges === "dynamic") {
+    return { states: [], exponent: null };
+  }
   const observer: Observer = OBSERVER_OF_RECIPE[name];
   const observed = { ...options, observer };
   const statistics = await observeActivations(device, network, values, images, observed);
@@ -97,13 +107,13 @@ export async function calibrate(
         learned: !isInput,
       };
     });
-  if (name !== "mse" || options.p !== undefined) return statesFor(options);
+  if (name !== "mse") return { states: statesFor(options), exponent: null };
+  if (options.p !== undefined) return { states: statesFor(options), exponent: options.p };
   const candidates = EXPONENTS.map((p) => statesFor({ ...options, p }));
   const samples = Math.min(options.samples, EXPONENT_INPUTS);
-  return await leastOutputError(device, network, values, images, candidates, {
-    ...options,
-    samples,
-  });
+  const place = [device, network, values, images] as const;
+  const best = await leastOutputError(...place, candidates, { ...options, samples });
+  return { states: candidates[best]!, exponent: EXPONENTS[best]! };
 }
 
 /** The quantizer of a tensor. */

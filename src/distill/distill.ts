@@ -112,14 +112,14 @@ async function run(
   using teacher = teacherValues(device, network);
   const total = samples.clean;
   onProgress({ stage: "calibrate", done: 0, total });
-  const activations = await calibrate(device, network, teacher, samples.train, {
+  const { states, exponent } = await calibrate(device, network, teacher, samples.train, {
     ...observed,
     ...observerOf(recipe),
   });
   const powers = recipe.weightObserver === "hessian"
     ? await inputPowers(device, network, teacher, samples.train, observed)
     : undefined;
-  const student = createStudent(network, activations, recipe, powers);
+  const student = createStudent(network, states, recipe, powers);
   onProgress({ stage: "calibrate", done: total, total });
   const judged = samples.heldOut.rows > 0 ? samples.heldOut : samples.train;
   const before = await measureLayers(device, network, teacher, student, judged, compiling);
@@ -173,6 +173,7 @@ async function run(
       weightBits: recipe.weightBits,
       activationBits: recipe.activationBits,
       activationRanges: recipe.activationRanges,
+      activationExponent: exponent,
       seed: recipe.seed,
       streamed: frontier.residence === "host",
       notEqualized: Object.fromEntries(network.notEqualized),

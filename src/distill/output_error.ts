@@ -22,7 +22,7 @@ const CLEARLY = 0.9;
  * @param images the network's inputs
  * @param candidates quantizers by candidate
  * @param options which inputs
- * @returns the first candidate, unless another is better by a tenth: then the best
+ * @returns place among the candidates: the first, unless another is better by a tenth, then the best
  */
 export async function leastOutputError(
   device: Device,
@@ -31,7 +31,7 @@ export async function leastOutputError(
   images: RowSet,
   candidates: readonly ActivationState[][],
   { batch, samples, compiling }: PassOptions,
-): Promise<ActivationState[]> {
+): Promise<number> {
   const part = partBetween(network.teacher, [network.input], [network.output]);
   const rows = Math.min(samples, images.rows), size = Math.min(batch, rows);
   using inputs = new RowSet(device, rows, images.rowShape, "calibration inputs");
@@ -48,8 +48,8 @@ export async function leastOutputError(
     return (await advance(device, part, values, from, { batch: size })).get(network.output)!;
   };
   using target = await output(teacher);
-  let best = candidates[0] ?? [], least = Infinity;
-  for (const states of candidates) {
+  let best = 0, least = Infinity;
+  for (const [i, states] of candidates.entries()) {
     const quantizers = new Map(states.map((state) => [state.tensor, state]));
     using values = new NetworkValues(device, network.teacher.graph.initializers, quantizers);
     if (compiling !== undefined) {
@@ -60,8 +60,8 @@ export async function leastOutputError(
     }
     using quantized = await output(values);
     const { mse } = await compareRows(device, quantized, target, size);
-    if (states === candidates[0]) least = CLEARLY * mse;
-    else if (mse < least) [best, least] = [states, mse];
+    if (i === 0) least = CLEARLY * mse;
+    else if (mse < least) [best, least] = [i, mse];
   }
   return best;
 }

@@ -86,10 +86,10 @@ async function setWeights(session: Session): Promise<void> {
   }
 }
 
-function calibrated(session: Session, network: Network): Promise<ActivationState[]> {
+async function calibrated(session: Session, network: Network): Promise<ActivationState[]> {
   const { device, teacher, samples, recipe } = session;
   const options = { ...observed(session), ...observerOf(recipe) };
-  return calibrate(device, network, teacher, samples.train, options);
+  return (await calibrate(device, network, teacher, samples.train, options)).states;
 }
 
 /** The inputs that are looked at. */

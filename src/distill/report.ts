@@ -70,6 +70,11 @@ export interface Report {
   readonly activationBits: number | null;
   /** Whether the activations' ranges were calibrated, or are taken at run time from what each layer reads. */
   readonly activationRanges: "static" | "dynamic";
+  /**
+   * Exponent p of the L_p error that chose the calibrated ranges: the recipe's, the method's, or the one with the least
+   * error of the network's output; `null` where another observer chose them, or none.
+   */
+  readonly activationExponent: number | null;
   /** Seed of every random choice. */
   readonly seed: number;
   /** Whether the activations of all samples were kept in host memory, because they need more than memoryBudget. */

@@ -117,6 +117,7 @@ function fakeReport(
     weightBits,
     activationBits,
     activationRanges,
+    activationExponent: null,
     seed,
     streamed: recipe.memoryBudget !== null,
     notEqualized: {},

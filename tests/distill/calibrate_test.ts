@@ -54,7 +54,7 @@ async function states(
   changes: Partial<CalibrationOptions> = {},
 ) {
   const options = { batch: 4, samples: 12, observer, ...changes };
-  return await withInputs(12, (...inputs) => calibrate(...inputs, options));
+  return await withInputs(12, async (...inputs) => (await calibrate(...inputs, options)).states);
 }
 
 Deno.test("calibrate() covers the range of the data with min-max", async () => {

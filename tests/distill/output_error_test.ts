@@ -77,8 +77,8 @@ Deno.test("leastOutputError() chooses what takes the output the least far, on th
   assert.deepEqual([best(INPUTS), best(INPUTS.subarray(0, 6))], [3, 0.1]);
   await withNetwork(INPUTS, async (...place) => {
     for (const [samples, batch] of [[4, 2], [3, 2], [3, 3], [9, 4]] as const) {
-      const [state] = await leastOutputError(...place, scales.map(ofScale), { samples, batch });
-      assert.equal(state!.scale, best(INPUTS.subarray(0, 2 * samples)), `${samples} inputs`);
+      const chosen = await leastOutputError(...place, scales.map(ofScale), { samples, batch });
+      assert.equal(scales[chosen], best(INPUTS.subarray(0, 2 * samples)), `${samples} inputs`);
     }
   });
 });
@@ -90,7 +90,7 @@ Deno.test("leastOutputError() keeps the first unless another is better by a tent
   await withNetwork(inputs, async (...place) => {
     const chosen = async (...scales: number[]) => {
       const options = { samples: 3, batch: 3 };
-      return (await leastOutputError(...place, scales.map(ofScale), options))[0]!.scale;
+      return scales[await leastOutputError(...place, scales.map(ofScale), options)];
     };
     assert.equal(await chosen(0.15, 0.13), 0.15);
     assert.equal(await chosen(0.2, 0.15, 0.13), 0.13);
@@ -101,16 +101,27 @@ Deno.test("calibrate() has the output choose the exponent where none is given", 
   const rng = new Rng(3);
   const inputs = Float32Array.from({ length: 256 }, () => Math.abs(rng.normal()));
   await withNetwork(inputs, async (...place) => {
-    const scaleOf = async (p?: number) => {
-      const options = { samples: 128, batch: 32, observer: "mse" as const };
-      const states = await calibrate(...place, { ...options, ...(p !== undefined && { p }) });
-      return states.find(({ tensor }) => tensor === "u")!.scale;
+    const options = { samples: 128, batch: 32, observer: "mse" as const };
+    const exponents = [2.4, 2, 1.5, 1, 3];
+    const calibrated = async (p?: number) => {
+      const { states, exponent } = await calibrate(...place, {
+        ...options,
+        ...(p !== undefined && { p }),
+      });
+      return { scale: states.find(({ tensor }) => tensor === "u")!.scale, exponent };
     };
-    const scales = [];
-    for (const p of [2.4, 2, 1.5, 1, 3]) scales.push(await scaleOf(p));
+    const scales: number[] = [];
+    for (const p of exponents) {
+      const { scale, exponent } = await calibrated(p);
+      assert.equal(exponent, p);
+      scales.push(scale);
+    }
     assert.equal(new Set(scales).size, 5);
     const least = scales.reduce((a, b) => errorOf(b, inputs) < errorOf(a, inputs) ? b : a);
     assert.ok(errorOf(least, inputs) < 0.9 * errorOf(scales[0]!, inputs));
-    assert.equal(await scaleOf(), least);
+    const exponent = exponents[scales.indexOf(least)];
+    assert.deepEqual(await calibrated(), { scale: least, exponent });
+    const { exponent: none } = await calibrate(...place, { ...options, observer: "minmax" });
+    assert.equal(none, null);
   });
 });

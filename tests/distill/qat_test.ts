@@ -216,7 +216,7 @@ Deno.test("startAtBits() and lowerBits() search weights anew and keep what scale
         true,
       );
       const options = { batch: 8, samples: COUNT, ...observerOf(recipe) };
-      const states = await calibrate(device, bits, teacher, samples.train, options);
+      const { states } = await calibrate(device, bits, teacher, samples.train, options);
       return states.find(({ tensor }) => tensor === "u")!.scale;
     };
     const layer = "Conv_b";
@@ -351,7 +351,7 @@ async function withSession(
   train.upload(0, channelsLast());
   using heldOut = new RowSet(device, 0, [6, 6, 3], "held out");
   const options = { batch: 8, samples: COUNT, ...observerOf(recipe) };
-  const activations = await calibrate(device, network, teacher, train, options);
+  const { states: activations } = await calibrate(device, network, teacher, train, options);
   await test({
     device,
     network,

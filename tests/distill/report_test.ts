@@ -31,6 +31,7 @@ const REPORT: Report = {
   weightBits: 4,
   activationBits: 4,
   activationRanges: "static",
+  activationExponent: 2.4,
   seed: 0,
   streamed: false,
   notEqualized: {},

@@ -100,6 +100,7 @@ Deno.test("distill() dynamic: layers read their own ranges, and ONNX Runtime agr
   assert.deepEqual([...frozen.dynamicLayers!], ["one", "two", "fc"]);
   assert.equal(frozen.activations.size + frozen.biases.size, 0);
   assert.equal(report.activationRanges, "dynamic");
+  assert.equal(report.activationExponent, null);
   assert.deepEqual(
     report.layers.map(({ name, weightBits, activationBits }) => [name, weightBits, activationBits]),
     // what the pooling reads, and the logits, stay float
