@@ -7,6 +7,8 @@ import { KernelSurvey } from "../gpu/kernel_survey.ts";
 import { Plan } from "../gpu/plan.ts";
 import { countMacs, countWeights } from "../graph/cost.ts";
 import type { Graph } from "../graph/graph.ts";
+import { learnedOfActivations } from "../quant/activation_parameters.ts";
+import { WEIGHT_QUANTIZERS } from "../quant/weight_quantizers.ts";
 import { EXPONENT_INPUTS, EXPONENT_PASSES, observerOf } from "./calibrate.ts";
 import type { DistillOptions, RecognisedData } from "./distill.ts";
 import { type FrontierPlace, placedBytes } from "./frontier_memory.ts";
@@ -220,15 +222,16 @@ function unitOf(
 }
 
 function trainedParts(
-  { training: { rates, weightQuantizer } }: PlannedStage,
+  { training: { rates, weightQuantizer, activationQuantizer } }: PlannedStage,
   recipe: Recipe,
   hasBatchNorm: boolean,
 ): string {
   const live = hasBatchNorm && batchNormPolicy(recipe) === "live";
-  const parts = {
+  const activations = learnedOfActivations(activationQuantizer);
+  const parts: Record<string, number> = {
     [weightQuantizer === "softRounding" ? "rounding" : "weights"]: rates.weights,
-    "weight scales": weightQuantizer === "lsq" ? rates.weightScales : 0,
-    "activation scales": rates.activationScales,
+    "weight scales": WEIGHT_QUANTIZERS[weightQuantizer].learnsScales ? rates.weightScales : 0,
+    ...(activations !== null && { [activations]: rates.activationScales }),
     [hasBatchNorm ? `batch norm${live ? " (live)" : ""}` : "biases"]: rates.biases,
   };
   return Object.keys(parts).filter((part) => parts[part]! > 0).join(", ");

@@ -14,6 +14,9 @@ import type { Recipe } from "./recipe.ts";
 import { BLOCKWISE, type Stage, stagesFor } from "./stage.ts";
 import { unitsOf } from "./units.ts";
 
+/** What of a stage says what trains. */
+type Training = Pick<Stage, "rates" | "weightQuantizer" | "activationQuantizer">;
+
 /** Training of a unit, or of the whole network. */
 export interface PlannedStage {
   /** As in the progress of a run. */
@@ -28,7 +31,7 @@ export interface PlannedStage {
   /** Inputs of a step. */
   readonly batch: number;
   /** What trains. */
-  readonly training: Pick<Stage, "rates" | "weightQuantizer">;
+  readonly training: Training;
 }
 
 /**
@@ -64,7 +67,8 @@ export function plannedStages(
     });
   const own = stagesFor([BLOCKWISE], recipe)[0]!;
   // The whole network goes as many inputs at a time as fit.
-  const step = { rates: own.rates, weightQuantizer: own.weightQuantizer };
+  const { rates, weightQuantizer, activationQuantizer } = own;
+  const step: Training = { rates, weightQuantizer, activationQuantizer };
   switch (method) {
     case "ptq":
       return recipe.weightRounding === "gptq"
@@ -93,7 +97,7 @@ export function plannedStages(
 }
 
 /** What the plan tells of a training of the whole network. */
-type WholeTraining = Pick<Stage, "rates" | "weightQuantizer" | "steps"> & {
+type WholeTraining = Training & Pick<Stage, "steps"> & {
   readonly batch?: number;
 };
 

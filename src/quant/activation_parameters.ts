@@ -36,6 +36,8 @@ export const EWGS_DELTA = 1e-3;
 
 /** What distinguishes a quantizer. */
 interface TrainerRow {
+  /** What is learned, in words; null: nothing. */
+  readonly name: string | null;
   /** What is learned; `oneSided` says that the lower bound is 0, as behind a ReLU, where it stays. */
   readonly learns: (oneSided: boolean) => LearnedGrid | "nothing";
   /** LSQ's by default. */
@@ -47,19 +49,34 @@ interface TrainerRow {
 }
 
 const TRAINERS: Readonly<Record<ActivationTrainer, TrainerRow>> = {
-  lsq: { learns: () => "scale" },
-  lsqPlus: { learns: () => "zeroPoint" },
+  lsq: { name: "activation scales", learns: () => "scale" },
+  lsqPlus: { name: "activation scales and zero points", learns: () => "zeroPoint" },
   // Two-sided, both bounds move together, as the scale does.
   pact: {
+    name: "activation bounds",
     learns: (oneSided) => oneSided ? "upper" : "scale",
     gradient: { kind: "clipped" },
     decay: 5e-4,
   },
-  ewgs: { learns: () => "scale", gradient: { kind: "scaled", delta: EWGS_DELTA } },
-  dorefa: { learns: () => "nothing" },
-  range: { learns: (oneSided) => oneSided ? "upper" : "range" },
-  n2uq: { learns: () => "scale", thresholds: true },
+  ewgs: {
+    name: "activation scales",
+    learns: () => "scale",
+    gradient: { kind: "scaled", delta: EWGS_DELTA },
+  },
+  dorefa: { name: null, learns: () => "nothing" },
+  range: { name: "activation ranges", learns: (oneSided) => oneSided ? "upper" : "range" },
+  n2uq: { name: "activation scales and thresholds", learns: () => "scale", thresholds: true },
 };
+
+/**
+ * What training learns of the activations' grids, in words.
+ *
+ * @param quantizer their quantizer
+ * @returns for example `activation scales`; null where they stay as calibrated
+ */
+export function learnedOfActivations(quantizer: ActivationTrainer): string | null {
+  return TRAINERS[quantizer].name;
+}
 
 /** What of an activation is quantized: each element with a probability, or ever more of each over the steps. */
 export type PartialQuantization =

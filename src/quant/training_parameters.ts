@@ -1,12 +1,7 @@
 // The part of a student that trains, on the GPU: one flat buffer of parameters (latent weights, log-scales, batch norm
 // or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
 // are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
-import { type Kernel, paddedSize, type Target } from "../../kernels/kernel.ts";
-import {
-  quantizeMagnitudeWeights,
-  quantizeMagnitudeWeightsBackward,
-  scaleByMagnitude,
-} from "../../kernels/magnitude_weights.ts";
+import { type Kernel, paddedSize } from "../../kernels/kernel.ts";
 import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
 import {
   hardenSoftRounding,
@@ -19,24 +14,14 @@ import {
   quantizeTanhWeights,
   quantizeTanhWeightsBackward,
 } from "../../kernels/tanh_weights.ts";
-import {
-  coverWeights,
-  encodeWeightRows,
-  quantizeWeights,
-  quantizeWeightsBackward,
-  type WeightQuantizationSpec,
-} from "../../kernels/weight_quantization.ts";
+import { encodeWeightRows } from "../../kernels/weight_quantization.ts";
 import { ndArray } from "../core/nd_array.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { pad, type Tensor, unpad, view } from "../gpu/tensor.ts";
 import type { ActivationQuantizer, LiveBatchNorm, Trainable } from "../ops/context.ts";
 import { FlatLayout, FlatParameters, type OptimizerSettings } from "../optim/flat_parameters.ts";
-import {
-  ActivationParameters,
-  type ActivationTraining,
-  EWGS_DELTA,
-} from "./activation_parameters.ts";
+import { ActivationParameters, type ActivationTraining } from "./activation_parameters.ts";
 import {
   biasRate,
   type LearningRates,
@@ -44,38 +29,18 @@ import {
   weightRate,
   weightScaleRate,
 } from "./learning_rates.ts";
-import { onMagnitudeGrid } from "./magnitude_weights.ts";
 import type { LayerState, Student } from "./student.ts";
-import { onTanhGrid, tanhParameters, tanhWeights } from "./tanh_weights.ts";
+import { tanhParameters, tanhWeights } from "./tanh_weights.ts";
+import {
+  WEIGHT_QUANTIZERS,
+  weightBackward,
+  weightForward,
+  type WeightQuantizer,
+} from "./weight_quantizers.ts";
 import { type LayerSlots, weightRows } from "./weight_rows.ts";
 
 export type { LearningRates } from "./learning_rates.ts";
-
-/**
- * How weights are quantized while they train: with learned scales (LSQ), these with gradients scaled element by element
- * (EWGS, Lee, Kim, Ham 2021), fixed scales (STE), ones that cover the current weights of each channel (min-max), fixed
- * levels from end to end of their hyperbolic tangents (DoReFa-Net, Zhou et al. 2016), levels whose height follows their
- * mean magnitude (N2UQ, Liu et al. 2022), or with learned rounding and nothing else (AdaRound).
- */
-export type WeightQuantizer =
-  | "lsq"
-  | "ewgs"
-  | "ste"
-  | "minMax"
-  | "dorefa"
-  | "n2uq"
-  | "softRounding";
-
-/** Quantizers with levels of their own: how they put a layer on them. */
-const OWN_GRIDS: Readonly<Partial<Record<WeightQuantizer, (layer: LayerState) => LayerState>>> = {
-  dorefa: onTanhGrid,
-  n2uq: onMagnitudeGrid,
-};
-
-/** Quantizers whose scales follow the weights. */
-const FOLLOWING_SCALES: Readonly<
-  Partial<Record<WeightQuantizer, (spec: WeightQuantizationSpec, target: Target) => Kernel>>
-> = { minMax: coverWeights, n2uq: scaleByMagnitude };
+export type { WeightQuantizer } from "./weight_quantizers.ts";
 
 /** How the parameters train. */
 export interface TrainingOptions
@@ -134,13 +99,13 @@ export class TrainingParameters implements Disposable {
     this.#state = state;
     const { rates, weightQuantizer } = options;
     const soft = weightQuantizer === "softRounding";
-    const learnsScales = weightQuantizer === "lsq" || weightQuantizer === "ewgs";
+    const { place, learnsScales = false } = WEIGHT_QUANTIZERS[weightQuantizer];
     const layout = new FlatLayout();
     let weightSize = 0;
     for (const name of layers) {
       const found = student.layers.get(name);
       if (found === undefined) throw new TypeError(`The student has no layer "${name}"`);
-      const layer = OWN_GRIDS[weightQuantizer]?.(found) ?? found;
+      const layer = place?.(found) ?? found;
       const channels = layer.logScale.length;
       const floats = paddedSize(layer.latent.shape);
       const { batchNorm, bias } = layer;
@@ -218,8 +183,7 @@ export class TrainingParameters implements Disposable {
     } else if (weightQuantizer === "softRounding") {
       plan.run(softRoundWeights(this.#softRounding(), target), bound);
     } else {
-      const kernel = weightQuantizer === "n2uq" ? quantizeMagnitudeWeights : quantizeWeights;
-      plan.run(kernel(spec, target), bound);
+      plan.run(weightForward(weightQuantizer)(spec, target), bound);
     }
     this.#activations.recordForward(plan, parameters);
   }
@@ -242,11 +206,8 @@ export class TrainingParameters implements Disposable {
       });
     } else if (weightQuantizer === "dorefa") {
       plan.run(quantizeTanhWeightsBackward(spec, target), { ...bound, largest });
-    } else if (weightQuantizer === "n2uq") {
-      plan.run(quantizeMagnitudeWeightsBackward(spec, target), bound);
     } else {
-      const delta = weightQuantizer === "ewgs" ? EWGS_DELTA : 0;
-      plan.run(quantizeWeightsBackward({ ...spec, delta }, target), bound);
+      plan.run(weightBackward(weightQuantizer)(spec, target), bound);
     }
     this.#activations.recordBackward(plan, parameters, gradients);
     this.#flat.recordStep(plan, this.#state, this.#options);
@@ -307,7 +268,7 @@ export class TrainingParameters implements Disposable {
 
   /** The kernel that puts scales where the weights are now, if they follow. */
   #followingScales(): [kernel: Kernel, bindings: Record<string, Tensor>][] {
-    const kernel = FOLLOWING_SCALES[this.#options.weightQuantizer];
+    const { scale: kernel } = WEIGHT_QUANTIZERS[this.#options.weightQuantizer];
     if (kernel === undefined) return [];
     const bindings = { rows: this.#tensors.rows, parameters: this.#flat.values };
     return [[kernel({ rows: this.#rowCount }, this.#device.target), bindings]];

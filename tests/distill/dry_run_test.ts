@@ -118,6 +118,11 @@ Deno.test("describeRun() shows bits, units and what trains, with overrides and f
     "weights, weight scales, activation scales, batch norm (live)",
   );
   assert.equal(trains({ weightQuantizer: "ste" })[1], "weights, activation scales, biases");
+  assert.equal(
+    trains({ weightQuantizer: "ewgs", activationQuantizer: "lsqPlus" })[1],
+    "weights, weight scales, activation scales and zero points, biases",
+  );
+  assert.equal(trains({ activationQuantizer: "dorefa" })[1], "weights, weight scales, biases");
   assert.deepEqual(trains({ method: "ptq" }), []);
 });
 
