@@ -89,7 +89,7 @@ export function thresholdQuantizeBackward(
         plan,
         `let i = row * ${quads}u + channel;
     let value = x[i];
-    let g = ${maskPadding("dy[i]", "channel", channels)};
+    let g = dy[i];
     scale_sum += g * ${level("value", thresholds)};
     var down = vec4f(0.0);
     ${range(thresholds).map((i) => segment(i + 1)).join("\n    ")}

@@ -46,8 +46,11 @@ for (const [rows, channels, quantMin, zeroPoint, start, intervals] of CASES) {
 
   forEachTarget(`thresholdQuantizeForward() counts thresholds, ${label}`, async (device) => {
     const kernel = thresholdQuantizeForward(spec, device.target);
-    const { y } = await runKernel(device, kernel, inputs, { y: shape });
-    const expected = Array.from(x, (value) => SCALE * level(value));
+    const reached = x.slice(); // a threshold itself counts
+    reached.set(halfway(knots));
+    const given = { ...inputs, x: { shape, data: reached } };
+    const { y } = await runKernel(device, kernel, given, { y: shape });
+    const expected = Array.from(reached, (value) => SCALE * level(value));
     assertClose(y!, expected, { rtol: 0, atol: 0 }, "y"); // the scale is a power of two
   });
 

@@ -84,9 +84,12 @@ forEachTarget(
     const state = device.fromArray([STATE_SIZE], FIRST_STEP);
     const tensors = ["relu", "sum", "wide", "input"];
     const channels = new Map(tensors.map((tensor) => [tensor, 3]));
-    const train = async (activationQuantizer: ActivationTraining["activationQuantizer"]) => {
+    const train = async (
+      activationQuantizer: ActivationTraining["activationQuantizer"],
+      { rate = RATE, apart = 1 } = {},
+    ) => {
       using activations = new ActivationParameters(device, student, channels, layout, state, {
-        rate: RATE,
+        rate,
         ...(activationQuantizer && { activationQuantizer }),
       });
       const start = new Float32Array(layout.size);
@@ -95,11 +98,11 @@ forEachTarget(
       const quantizers = tensors.map((tensor) => activations.quantizer(tensor)!);
       for (const { thresholds } of quantizers) {
         if (!thresholds?.sums) continue;
-        // the scale falls; the second and all later knots move up, the first down by as much
+        // the scale falls; the second knot wants to move away from the first
         const terms = new Float32Array(17 * 4);
         terms.set([5], 0);
-        terms.set([1], 4);
-        terms.set([-1], 8);
+        terms.set([apart], 4);
+        terms.set([-apart], 8);
         device.uploadRaw(thresholds.sums, terms);
       }
       using plan = new Plan(device);
@@ -134,6 +137,10 @@ forEachTarget(
     assertClose(knots!, learned.knots!, tolerance, "knots stay");
     assertClose(thresholds!, learned.thresholds!, tolerance, "thresholds stay");
     assertClose([kept], [learned.scale], tolerance, "the scale stays");
+    // a step of more than the interval: it stays open by 1e-3 of half the range
+    await train("n2uq", { rate: 3, apart: -1 });
+    const [first, second] = student.activations.get("sum")!.knots!;
+    assertClose([second! - first!], [5e-4 * 15 * kept], { rtol: 1e-3, atol: 0 }, "shortest");
     device.release(state);
   },
 );
