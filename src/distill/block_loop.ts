@@ -5,6 +5,7 @@
 import type { Block } from "../graph/blocks.ts";
 import type { Student } from "../quant/student.ts";
 import { compensateLayers } from "./compensate.ts";
+import { EarlyStop } from "./early_stop.ts";
 import type { Frontier } from "./frontier.ts";
 import { fisherImportance, hessianImportance, type Importance } from "./importance.ts";
 import { advance, type NetworkValues, type Part, partBetween, studentValues } from "./inference.ts";
@@ -62,18 +63,34 @@ export async function distillUnits(
     const restore = snapshot(session.student, teacherPart);
     const ownSteps = training.adaptive ? stepsFor(steps, start.mse / start.targetVariance) : steps;
     const importance = await importanceOf(session, unit, training, frontiers, targets, [...alive]);
+    const watch = recipe.earlyStop === null ? undefined : new EarlyStop({
+      steps: ownSteps,
+      patience: recipe.earlyStop,
+      measure: async () => {
+        const now = await deploy(session, teacherPart, frontiers, heldOutTargets, activations);
+        disposeAll(now.outputs);
+        return now.mse;
+      },
+      snapshot: () => snapshot(session.student, teacherPart),
+    });
     await trainUnit(session, unit, frontiers, targets, {
       ...training,
       steps: ownSteps,
       importance,
       seed: recipe.seed + i,
+      watch,
       onStep: (step, loss) => {
         const done = Math.round((i + step / ownSteps) * steps);
         session.report({ stage, unit: unit.name, done, total, loss });
       },
     });
     importance?.rows[Symbol.dispose]();
-    const trained = await deploy(session, teacherPart, frontiers, heldOutTargets, activations);
+    const last = await deploy(session, teacherPart, frontiers, heldOutTargets, activations);
+    let trained = last;
+    if (watch?.restoreBest(last.mse)) {
+      disposeAll(last.outputs);
+      trained = await deploy(session, teacherPart, frontiers, heldOutTargets, activations);
+    }
     const judged = training.rollBack && steps > 0 && samples.heldOut.rows > 0;
     const rollBack = judged && !(trained.mse < start.mse);
     if (rollBack) {
@@ -81,7 +98,7 @@ export async function distillUnits(
       for (const layer of layersOf(session, unit)) session.rolledBack.add(layer);
     }
     const [kept, dropped] = rollBack ? [start, trained] : [trained, start];
-    for (const set of dropped.outputs.values()) set[Symbol.dispose]();
+    disposeAll(dropped.outputs);
     move(session, frontiers.teacher, targets, needed);
     move(session, frontiers.heldOutTeacher, heldOutTargets, needed);
     move(session, frontiers.heldOutStudent, kept.outputs, needed);
@@ -133,7 +150,7 @@ async function importanceOf(
   using values = deployedValues(session, part, activations);
   const outputs = await forward(session, part, student, values);
   const found = await fisherImportance(session, rest, new Map([...student, ...outputs]), ahead);
-  for (const set of outputs.values()) set[Symbol.dispose]();
+  disposeAll(outputs);
   return found;
 }
 
@@ -202,8 +219,12 @@ async function deployStart(
   const worse = session.samples.heldOut.rows > 0 && !(compensated.mse < nearest.mse);
   if (worse) restore();
   const [kept, dropped] = worse ? [nearest, compensated] : [compensated, nearest];
-  for (const set of dropped.outputs.values()) set[Symbol.dispose]();
+  disposeAll(dropped.outputs);
   return kept;
+}
+
+function disposeAll(frontier: Frontier): void {
+  for (const set of frontier.values()) set[Symbol.dispose]();
 }
 
 /** Remembers the state of a part; the result puts it back. */

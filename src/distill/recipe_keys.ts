@@ -143,6 +143,8 @@ export interface Recipe {
   readonly reestimateBatchNorm: boolean;
   /** Whether a unit that got worse on held-out inputs is put back; `null` = the method's own. */
   readonly rollBack: boolean | null;
+  /** Part of a unit's steps without a lower held-out error after which its training ends; `null` = all steps. */
+  readonly earlyStop: number | null;
   /** Augmented copies of the calibration inputs. */
   readonly augment: AugmentRecipe;
   /** MiB of GPU memory for the activations of all samples; `null` = the adapter's largest allocation, at least 1024. */

@@ -14,6 +14,9 @@ export interface RecipeProblem {
 /** Methods that do not go through the network unit by unit. */
 const WHOLE_NETWORK: ReadonlySet<Recipe["method"]> = new Set(["qat", "joint", "eptq"]);
 
+/** Methods that train no units. */
+const UNTRAINED_UNITS: ReadonlySet<Recipe["method"]> = new Set(["ptq", "joint", "eptq"]);
+
 /** Methods that were measured to gain from a live batch norm at 2 bits. */
 const LIVE_BATCH_NORM: ReadonlySet<Recipe["method"]> = new Set([
   "layerwise",
@@ -145,6 +148,18 @@ function trainingProblem(recipe: Recipe): RecipeProblem | undefined {
     if (detail !== undefined) {
       return { key: "activationQuantizer", detail: `found "n2uq" with ${detail}` };
     }
+  }
+  if (recipe.earlyStop !== null && UNTRAINED_UNITS.has(method)) {
+    return {
+      key: "earlyStop",
+      detail: `found ${recipe.earlyStop} with method "${method}", which trains no units`,
+    };
+  }
+  if (recipe.earlyStop !== null && recipe.heldOut === 0) {
+    return {
+      key: "earlyStop",
+      detail: `found ${recipe.earlyStop} with heldOut 0, expected inputs to judge by`,
+    };
   }
   const last = Math.min(weightBits, activationBits ?? weightBits);
   const falls = [...progressive, last].every((bits, i, all) => i === 0 || bits < all[i - 1]!);

@@ -125,6 +125,11 @@ const globalSchema = z.strictObject({
     ),
   rollBack: z.boolean().nullable().default(null)
     .describe("put a unit back that got worse on held-out inputs; null = the method's own"),
+  earlyStop: z.number().min(0.1).max(1).nullable().default(null)
+    .describe(
+      "part of a unit's steps without a lower held-out error after which its training ends, with the best that was " +
+        "seen; null = all steps",
+    ),
   activationObserver: z.enum([
     "mse",
     "minmax",

@@ -31,6 +31,7 @@ import {
   TrainingParameters,
   type WeightQuantizer,
 } from "../quant/training_parameters.ts";
+import type { EarlyStop } from "./early_stop.ts";
 import { graphOf, type NetworkValues, type Part } from "./inference.ts";
 import { shapesForBatch } from "./network.ts";
 import { OPTIMIZATION, type Optimization } from "./optimization.ts";
@@ -107,6 +108,8 @@ export interface TrainingLoop {
   readonly recordLosses?: (context: LossContext) => void;
   /** Called now and then with the number of steps done and the newest loss. */
   readonly onStep?: ((done: number, loss: number) => void) | undefined;
+  /** Sees the student, stored, after every so many steps, in whole looks at the loss, and may end the training. */
+  readonly watch?: Pick<EarlyStop, "every" | "stops"> | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Compiles the step's kernels in several threads first; without it they were compiled before, or are later. */
   readonly compiling?: CompileOptions;
@@ -157,7 +160,7 @@ export function batchNormLiveSteps(recipe: Recipe, steps: number): number {
  * Trains the layers of a part and stores the result in the student.
  *
  * @param run what to train, on what, and how
- * @returns the loss of every step, all terms together
+ * @returns the loss of every step taken, all terms together
  * @throws DivergedError when the loss is not finite
  * @throws DOMException when the signal aborts
  */
@@ -219,7 +222,7 @@ function studentParameters(run: TrainingRun): ParametersOfStep {
  *
  * @param run on what, and how
  * @param parametersOfStep what trains
- * @returns the loss of every step, all terms together
+ * @returns the loss of every step taken, all terms together
  * @throws DivergedError when the loss is not finite
  * @throws DOMException when the signal aborts
  */
@@ -237,7 +240,8 @@ export async function trainParameters(
   using plan = new Plan(device);
   recordStep(plan, run, memory, parameters, parametersOfStep.quantized);
   let history = new Float32Array();
-  for (let done = 0; done < steps;) {
+  let done = 0;
+  for (let watched = 0; done < steps;) {
     await device.breathe();
     run.signal?.throwIfAborted();
     const next = Math.min(STEPS_PER_LOOK, steps - done);
@@ -249,9 +253,13 @@ export async function trainParameters(
       throw new DivergedError(`the loss of "${part.outputs[0]}" is ${loss} at step ${done}`);
     }
     run.onStep?.(done, loss);
+    if (run.watch === undefined || done - watched < run.watch.every || done === steps) continue;
+    watched = done;
+    await parameters.store();
+    if (await run.watch.stops(done)) break;
   }
   await parameters.store();
-  return Float32Array.from({ length: steps }, (_, step) => totalLoss(history, step, run.terms));
+  return Float32Array.from({ length: done }, (_, step) => totalLoss(history, step, run.terms));
 }
 
 function surveyStep(run: TrainingLoop, { make, quantized }: ParametersOfStep): readonly Kernel[] {

@@ -7,6 +7,7 @@ import type { Tensor } from "../gpu/tensor.ts";
 import type { Block } from "../graph/blocks.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import type { PartialQuantization } from "../quant/activation_parameters.ts";
+import type { EarlyStop } from "./early_stop.ts";
 import type { Frontiers } from "./block_loop.ts";
 import type { Frontier, RowSet } from "./frontier.ts";
 import type { Importance } from "./importance.ts";
@@ -36,6 +37,8 @@ export interface UnitTraining extends Stage {
   /** What squared errors are weighted with, if the loss says so. */
   readonly importance?: Importance | undefined;
   readonly onStep: (done: number, loss: number) => void;
+  /** May end the training. */
+  readonly watch?: EarlyStop | undefined;
 }
 
 /** Node names of the unit's layers that train. */
@@ -93,7 +96,7 @@ export async function trainUnit(
   training: UnitTraining,
 ): Promise<void> {
   const { device, samples } = session;
-  const { steps, seed, onStep, importance } = training;
+  const { steps, seed, onStep, importance, watch } = training;
   const run = runOf(session, unit, training, seed);
   if (run.layers.length === 0 || steps === 0) return;
   const output = unit.outputs[0]!;
@@ -107,6 +110,7 @@ export async function trainUnit(
   await train({
     ...run,
     onStep,
+    watch,
     inputs: (plan, state) => {
       targetBatch = target.recordGather(plan, batches, state, `target ${output}`);
       importanceBatch = importance?.rows.recordGather(plan, batches, state, "importance");

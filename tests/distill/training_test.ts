@@ -75,6 +75,33 @@ Deno.test("train() stops when the loss is not finite, and when asked to", async 
   await assert.rejects(() => run({ signal: AbortSignal.abort() }), { name: "AbortError" });
 });
 
+Deno.test("train() shows who watches the student as it is then, and ends when told to", async () => {
+  let student: Student | undefined;
+  const seen: [number, unknown][] = [];
+  const latent = () => Array.from(student!.layers.values(), (layer) => layer.latent.data);
+  const every = 15;
+  const watch = (last: number) => ({
+    every,
+    stops: (done: number) => {
+      seen.push([done, latent()]);
+      return Promise.resolve(done >= last);
+    },
+  });
+  const look = (one: TrainingRun) => student = one.student;
+  const ended = await run({ watch: watch(40) }, 0.25, "live", look);
+  // in whole looks of ten steps
+  assert.deepEqual(seen.map(([done]) => done), [20, 40]);
+  assert.equal(ended.losses.length, 40);
+  assert.deepEqual(seen[1]![1], latent(), "the last that was seen is what is kept");
+  assert.notDeepEqual(seen[0]![1], seen[1]![1]);
+  const whole = await run({}, 0.25, "live");
+  assert.deepEqual(ended.losses, whole.losses.slice(0, 40), "watching changes nothing");
+  seen.length = 0;
+  const watched = await run({ watch: watch(99) }, 0.25, "live", look);
+  assert.deepEqual([...watched.student.layers], [...whole.student.layers]);
+  assert.deepEqual(seen.map(([done]) => done), [20, 40], "not at the end, where all is done");
+});
+
 /** Trains a copy of the network's only layer towards what it gave before it was quantized. */
 async function run(
   changes: Partial<TrainingRun> = {},
