@@ -2,9 +2,16 @@
 // by gamma * mean |latent|, gamma = (2^bits - 1) / 2^(bits - 1), cut to -1 .. 1, and rounded to 2^bits levels from end to
 // end. In codes: scale = mean |latent| / 2^(bits - 1), and the nearest odd code of quantMin = -quantMax .. quantMax =
 // 2^bits - 1. Rows with another quantMin (8 bits, where odd codes would leave int8) keep their scale and take the nearest
-// code. A weight that is exactly 0 (padding, pruned) stays 0, has no gradient, and does not count in the mean.
-import { COMPONENTS, type Kernel, type Target } from "./kernel.ts";
-import { rowKernel, storeFloats, type WeightQuantizationSpec } from "./weight_quantization.ts";
+// code. A weight that is exactly 0 (padding, pruned) stays 0, has no gradient, and counts in the mean of a depthwise
+// channel only, where there is no padding.
+import type { Kernel, Target } from "./kernel.ts";
+import {
+  codeOrOddCode,
+  rowKernel,
+  scaleKernel,
+  storeFloats,
+  type WeightQuantizationSpec,
+} from "./weight_quantization.ts";
 
 /**
  * Sets each row's scale from the mean magnitude of its weights. A row of zeros keeps its scale.
@@ -12,33 +19,15 @@ import { rowKernel, storeFloats, type WeightQuantizationSpec } from "./weight_qu
  * Bindings: parameters (read_write, f32), rows (read, u32).
  */
 export function scaleByMagnitude(spec: WeightQuantizationSpec, target: Target): Kernel {
-  const log = (sum: string, count: string, hi: string) =>
-    `log(${sum} / ${count} * 2.0 / (${hi} + 1.0))`;
-  return rowKernel({
+  return scaleKernel({
     label: `scale_by_magnitude ${spec.rows}`,
     rows: spec.rows,
-    bindings: [
-      { name: "parameters", access: "read_write" },
-      { name: "rows", access: "read" },
-    ],
-    types: { parameters: "f32" },
     // of a row its sum and count; of four channels their sums, all as long as the row
-    body: `let at = (start + i * stride) * 4u;
-    let latent = vec4f(parameters[at], parameters[at + 1u], parameters[at + 2u], parameters[at + 3u]);
-    let size = abs(latent);
+    body: `let size = abs(latent);
     let counted = dot(select(vec4f(1.0), vec4f(0.0), latent == vec4f(0.0)), vec4f(1.0));
     sum += select(vec4f(dot(size, vec4f(1.0)), counted, 0.0, 0.0), size, lanes);`,
-    finish: `if (lanes) {
-      ${
-      COMPONENTS.map((lane, i) =>
-        `if (sum.${lane} > 0.0 && lo.${lane} == -hi.${lane}) { parameters[log_scale + ${i}u] = ${
-          log(`sum.${lane}`, "f32(length)", `hi.${lane}`)
-        }; }`
-      ).join("\n      ")
-    }
-    } else if (sum.x > 0.0 && lo.x == -hi.x) {
-      parameters[log_scale] = ${log("sum.x", "sum.y", "hi.x")};
-    }`,
+    lanes: "select(vec4f(0.0), sum / f32(length) * 2.0 / (hi + 1.0), lo == -hi)",
+    whole: "select(0.0, sum.x / sum.y * 2.0 / (hi.x + 1.0), lo.x == -hi.x && sum.y > 0.0)",
   }, target);
 }
 
@@ -57,8 +46,7 @@ export function quantizeMagnitudeWeights(spec: WeightQuantizationSpec, target: T
       { name: "w", access: "read_write" },
     ],
     body: `let latent = parameters[start + i * stride];
-    let step = select(vec4f(1.0), vec4f(2.0), lo == -hi);
-    let q = clamp(round((latent / scale - (step - 1.0)) / step) * step + (step - 1.0), lo, hi);
+    let q = ${codeOrOddCode("latent / scale")};
     w[output + i * stride] = select(q * scale, vec4f(0.0), latent == vec4f(0.0));`,
   }, target);
 }

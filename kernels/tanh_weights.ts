@@ -3,7 +3,12 @@
 // rounds to the nearest odd code, so that 2^bits levels lie evenly from end to end; else to the nearest code. A weight
 // that is exactly 0 (padding, pruned) stays 0 and has no gradient.
 import type { Kernel, Target } from "./kernel.ts";
-import { rowKernel, storeFloats, type WeightQuantizationSpec } from "./weight_quantization.ts";
+import {
+  codeOrOddCode,
+  rowKernel,
+  storeFloats,
+  type WeightQuantizationSpec,
+} from "./weight_quantization.ts";
 
 /**
  * largest = max |tanh(latent)| of each row, in all lanes, or of each lane where the lanes are channels.
@@ -42,8 +47,7 @@ export function quantizeTanhWeights(spec: WeightQuantizationSpec, target: Target
       { name: "w", access: "read_write" },
     ],
     body: `${NORMALIZED}
-    let step = select(vec4f(1.0), vec4f(2.0), lo == -hi);
-    let q = clamp(round((v - (step - 1.0)) / step) * step + (step - 1.0), lo, hi);
+    let q = ${codeOrOddCode("v")};
     w[output + i * stride] = select(q * scale, vec4f(0.0), latent == vec4f(0.0));`,
   }, target);
 }

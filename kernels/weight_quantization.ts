@@ -78,27 +78,53 @@ export interface WeightGradientSpec extends WeightQuantizationSpec {
  * Bindings: parameters (read_write, f32), rows (read, u32).
  */
 export function coverWeights(spec: WeightQuantizationSpec, target: Target): Kernel {
-  return rowKernel({
+  return scaleKernel({
     label: `cover_weights ${spec.rows}`,
     rows: spec.rows,
+    combine: "max",
+    body: "sum = max(sum, max(latent / max(hi, vec4f(1.0)), -latent / max(-lo, vec4f(1.0))));",
+    lanes: "sum",
+    whole: "max(max(sum.x, sum.y), max(sum.z, sum.w))",
+  }, target);
+}
+
+/** A kernel that sets the scales of rows from their latent weights. */
+export interface ScaleKernelSpec extends Pick<RowKernelSpec, "label" | "rows" | "combine"> {
+  /** Statements for vec4 `latent` of a row; see lo, hi (vec4f), lanes (bool), and add to sum. */
+  readonly body: string;
+  /** vec4f: scales of four channels from sum; those that are not above 0 change nothing. */
+  readonly lanes: string;
+  /** f32: the scale of a row. */
+  readonly whole: string;
+}
+
+/** Bindings: parameters (read_write, f32), rows (read, u32). */
+export function scaleKernel(
+  { label, rows, combine = "sum", body, lanes, whole }: ScaleKernelSpec,
+  target: Target,
+): Kernel {
+  return rowKernel({
+    label,
+    rows,
     bindings: [
       { name: "parameters", access: "read_write" },
       { name: "rows", access: "read" },
     ],
     types: { parameters: "f32" },
-    combine: "max",
+    combine,
     body: `let at = (start + i * stride) * 4u;
     let latent = vec4f(${range(4).map((lane) => `parameters[at + ${lane}u]`).join(", ")});
-    sum = max(sum, max(latent / max(hi, vec4f(1.0)), -latent / max(-lo, vec4f(1.0))));`,
+    ${body}`,
     finish: `if (lanes) {
+      let scales = ${lanes};
       ${
       COMPONENTS.map((lane, i) =>
-        `if (sum.${lane} > 0.0) { parameters[log_scale + ${i}u] = log(sum.${lane}); }`
+        `if (scales.${lane} > 0.0) { parameters[log_scale + ${i}u] = log(scales.${lane}); }`
       ).join("\n      ")
     }
     } else {
-      let largest = max(max(sum.x, sum.y), max(sum.z, sum.w));
-      if (largest > 0.0) { parameters[log_scale] = log(largest); }
+      let whole = ${whole};
+      if (whole > 0.0) { parameters[log_scale] = log(whole); }
     }`,
   }, target);
 }
@@ -160,6 +186,13 @@ export function quantizeWeightsBackward(spec: WeightGradientSpec, target: Target
       gradients[log_scale] = terms.x + terms.y + terms.z + terms.w;
     }`,
   }, target);
+}
+
+/** WGSL of the code next to a vec4f `v`: odd ones where quantMin = -quantMax, else any. */
+export function codeOrOddCode(v: string): string {
+  const step = "select(vec4f(1.0), vec4f(2.0), lo == -hi)";
+  const first = "select(vec4f(0.0), vec4f(1.0), lo == -hi)";
+  return `clamp(round((${v} - ${first}) / ${step}) * ${step} + ${first}, lo, hi)`;
 }
 
 /** A kernel over the rows of the table. */
