@@ -54,6 +54,8 @@ export interface NetworkTraining {
   readonly losses: NetworkLosses;
   readonly steps: number;
   readonly rates: LearningRates;
+  /** Inputs of a step; by default those of `training`, or else as many as fit. */
+  readonly batch?: number;
   /** Quantizers and optimizer; by default stilla's own with the recipe's quantizers. */
   readonly training?: NetworkStep;
 }
@@ -78,7 +80,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   const share = partOfActivations(step.activations, steps);
   const most = networkBatch(device, network, samples.clean, session.batch);
   const own = training.training && recipe.batchSize === null ? training.training.batch : most;
-  const batch = Math.min(most, own);
+  const batch = Math.min(most, training.batch ?? own);
   const { tensors = [], tensorWeight = 1, divergence, labels } = losses;
   const { importance } = losses;
   const weights = importance

@@ -90,7 +90,11 @@ export function plannedStages(
       const last = lastStage(method, recipe, clean);
       return [
         ...stagesFor(PRESETS[method].stages, recipe).flatMap((stage) => units(stage)),
-        ...whole("network", { ...step, steps: recipe.networkSteps ?? last.steps }),
+        ...whole("network", {
+          ...step,
+          steps: recipe.networkSteps ?? last.steps,
+          batch: last.batch,
+        }),
       ];
     }
   }

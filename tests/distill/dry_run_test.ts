@@ -61,7 +61,7 @@ Deno.test("plannedStages() tells each method's units, steps and batch", () => {
     "blockwise one 7 5",
     "blockwise two 7 5",
     "blockwise fc 7 5",
-    "network all 383 5",
+    "network all 4900 5",
   ]);
   assert.deepEqual(stages({ method: "layerwise" })[0], "layerwise one 300 16");
   assert.deepEqual(stages({ method: "joint" }), ["joint all 400 64"]);

@@ -73,17 +73,29 @@ Deno.test("learningRates() of published methods are what they are, with all that
 });
 
 Deno.test("lastStage() trains the network at two bits, and with many samples below eight", () => {
+  const at = (
+    weightBits: number,
+    activationBits: number | null,
+    batchSize: number | null = null,
+  ) => (
+    { weightBits, activationBits, batchSize }
+  );
   const steps = (bits: number | null, clean: number, name: PresetName = "blockwise") =>
-    lastStage(name, { weightBits: 4, activationBits: bits }, clean).steps;
-  assert.deepEqual([896, 224, 4375, 50_000].map((clean) => steps(2, clean)), [392, 98, 1915, 2000]);
+    lastStage(name, at(4, bits), clean).steps;
+  assert.deepEqual(
+    [896, 224, 4375, 50_000].map((clean) => steps(2, clean)),
+    [784, 196, 3829, 4000],
+  );
+  const own = lastStage("blockwise", at(2, 2, 128), 896);
+  assert.deepEqual([own.batch, own.steps], [128, 196], "as many passes");
+  assert.equal(lastStage("blockwise", at(2, 2), 896).batch, 32);
+  assert.equal(lastStage("blockwise", at(4, 4), 4375).batch, 64);
   assert.deepEqual([896, 2999, 3000, 4375].map((clean) => steps(4, clean)), [0, 0, 657, 958]);
   assert.equal(steps(null, 4375), 958);
-  const bits = { weightBits: 8, activationBits: 8 };
-  assert.equal(lastStage("blockwise", bits, 50_000).steps, 0);
+  assert.equal(lastStage("blockwise", at(8, 8), 50_000).steps, 0);
   for (const name of ["layerwise", "brecq", "amct"] as const) assert.equal(steps(2, 4375, name), 0);
   assert.ok(
-    lastStage("blockwise", { weightBits: 4, activationBits: 2 }, 896).factor >
-      lastStage("blockwise", { weightBits: 4, activationBits: 4 }, 4375).factor,
+    lastStage("blockwise", at(4, 2), 896).factor > lastStage("blockwise", at(4, 4), 4375).factor,
   );
 });
 

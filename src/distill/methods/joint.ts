@@ -10,13 +10,13 @@ export const JOINT_STEPS = 400;
 
 /** Distils all layers together; what is worse than the PTQ start on held-out samples is not kept. */
 export const joint: Method = async (session) => {
-  const { network, recipe, rolledBack, student } = session;
+  const { batch, network, recipe, rolledBack, student } = session;
   const kept = await keepUnlessDiverged(session, 1, () =>
     trainNetwork(session, {
       stage: "joint",
       losses: { tensors: [...new Set(layerEnds(network).values())] },
       steps: recipe.steps ?? JOINT_STEPS,
-      rates: networkRates(session, 3),
+      rates: networkRates(recipe, batch, 3),
     }));
   if (!kept) { for (const layer of student.layers.keys()) rolledBack.add(layer); }
 };

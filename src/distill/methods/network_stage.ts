@@ -5,6 +5,7 @@ import type { LearningRates } from "../../quant/training_parameters.ts";
 import type { Block } from "../../graph/blocks.ts";
 import type { Network } from "../network.ts";
 import { heldOutDivergence, trainNetwork } from "../network_training.ts";
+import type { Recipe } from "../recipe.ts";
 import type { Session } from "../session.ts";
 
 /** Temperature of the class probabilities. */
@@ -15,6 +16,8 @@ const GUARD = 1.25;
 /** How the whole network is trained. */
 export interface NetworkStageOptions {
   readonly steps: number;
+  /** Inputs of a step, unless the recipe says how many. */
+  readonly batch: number;
   /** Factor of the learning rates. */
   readonly factor: number;
   /** Weight of the block outputs' error beside the divergence of the class probabilities. */
@@ -27,15 +30,20 @@ const BASE_BATCH = 64;
 /**
  * Learning rates of whole-network training, relative to those measured as a base.
  *
- * @param session the session; the recipe's own learning rate scales all of them, else the root of the batch does
+ * @param recipe its own learning rate scales all of them, else the root of the batch does
+ * @param batch inputs of a step
  * @param factor of the base
  * @returns weights, weight scales, activation scales, biases
  */
-export function networkRates({ batch, recipe }: Session, factor: number): LearningRates {
+export function networkRates(
+  { learningRate }: Pick<Recipe, "learningRate">,
+  batch: number,
+  factor: number,
+): LearningRates {
   const base = 5e-3;
-  const scale = recipe.learningRate === null
+  const scale = learningRate === null
     ? factor * Math.sqrt(batch / BASE_BATCH)
-    : recipe.learningRate / base;
+    : learningRate / base;
   return {
     weights: base * scale,
     weightScales: 1e-3 * scale,
@@ -65,9 +73,10 @@ export function innerOutputs(network: Network, blocks: readonly Block[]): string
 export async function networkStage(
   session: Session,
   blocks: readonly Block[],
-  { steps, factor, blockWeight }: NetworkStageOptions,
+  { steps, batch: own, factor, blockWeight }: NetworkStageOptions,
 ): Promise<void> {
-  const { network } = session;
+  const { network, recipe } = session;
+  const batch = Math.min(session.batch, recipe.batchSize ?? own);
   const kept = await keepUnlessDiverged(session, GUARD, () =>
     trainNetwork(session, {
       stage: "network",
@@ -77,7 +86,8 @@ export async function networkStage(
         divergence: { temperature: TEMPERATURE, weight: 1 },
       },
       steps,
-      rates: networkRates(session, factor),
+      batch,
+      rates: networkRates(recipe, batch, factor),
     }));
   // Every layer was trained further, those of units that had been rolled back too.
   if (kept) session.rolledBack.clear();

@@ -111,8 +111,9 @@ async function trainAtBits(session: Session): Promise<void> {
 }
 
 function ratesOf(session: Session): LearningRates {
-  const { learningRate, optimizer } = session.recipe;
-  if (optimizer !== "sgd") return networkRates(session, courseFor(session.recipe).rate);
+  const { batch, recipe } = session;
+  const { learningRate, optimizer } = recipe;
+  if (optimizer !== "sgd") return networkRates(recipe, batch, courseFor(recipe).rate);
   const rate = learningRate ?? SGD_RATE;
   return {
     weights: rate,
