@@ -14,6 +14,7 @@ export class ProgressPrinter {
   readonly #io: Io;
   #stage = "";
   #stageStart = 0;
+  #done = 0;
   #lastPrint = -Infinity;
   #lineOpen = false;
   /** Put before every line: which of several runs this is. */
@@ -32,7 +33,9 @@ export class ProgressPrinter {
   update(progress: Progress): void {
     const now = this.#io.now();
     const stage = `${this.prefix}${progress.stage}`;
-    const changed = stage !== this.#stage;
+    // A method may train in two stages of its name: then the count begins anew.
+    const changed = stage !== this.#stage || progress.done < this.#done;
+    this.#done = progress.done;
     if (changed) [this.#stage, this.#stageStart] = [stage, now];
     const interval = this.#io.columns === null ? PLAIN_INTERVAL : TERMINAL_INTERVAL;
     if (!changed && now - this.#lastPrint < interval) return;

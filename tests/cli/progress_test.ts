@@ -32,6 +32,21 @@ Deno.test("ProgressPrinter prints plain lines at a change of stage and every fiv
   ]);
 });
 
+Deno.test("ProgressPrinter counts the time of a second stage of the same name by itself", () => {
+  const { io, clock, lines } = recorder(null);
+  const printer = new ProgressPrinter(io);
+  for (const [now, done] of [[0, 0], [90_000, 9], [90_000, 0], [95_000, 5]] as const) {
+    clock.now = now;
+    printer.update({ stage: "brecq", done, total: 10 });
+  }
+  assert.deepEqual(lines, [
+    "brecq  0/10\n",
+    "brecq  9/10  10s left\n",
+    "brecq  0/10\n",
+    "brecq  5/10  5s left\n",
+  ]);
+});
+
 Deno.test("ProgressPrinter rewrites one line on a terminal, never wider than it", () => {
   const { io, clock, lines } = recorder(30);
   const printer = new ProgressPrinter(io);
