@@ -164,7 +164,7 @@ const globalSchema = z.strictObject({
     .describe(
       'batch norm of the student while it trains; "auto" = frozen for method "qat", else folded from 3 bits on, live below',
     ),
-  teacherWeight: z.number().min(0).max(1).default(0.9)
+  teacherWeight: z.number().min(0).max(1).default(0.5)
     .describe('part of the teacher in the loss of method "qat", the rest is the labels\''),
   inputMode: z.enum(["student", "teacher", "float", "mixed", "nearest"]).nullable().default(null)
     .describe("whose activations a unit trains on; null = the method's own"),
