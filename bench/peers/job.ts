@@ -150,7 +150,13 @@ function writeFiles(folder: string, data: string): void {
   const { images, labels } = readImages(data, model, "train");
   const test = readImages(data, model, "test", TEST_IMAGES);
   const { samples, heldOut, seed } = DEFAULT_RECIPE;
-  const augment = { ...DEFAULT_RECIPE.augment, copies: copiesFor(DEFAULT_RECIPE) };
+  const copiesOfImages = copiesFor(DEFAULT_RECIPE, [
+    1,
+    images.height,
+    images.width,
+    images.channels,
+  ]);
+  const augment = { ...DEFAULT_RECIPE.augment, copies: copiesOfImages };
   const split = splitHeldOut(chooseSamples(images.count, samples, seed), heldOut);
   const clean = normalize(images, split.train, CIFAR10);
   const blackImages = { ...images, count: 1, data: new Uint8Array(images.data.length) };

@@ -27,6 +27,8 @@ export interface ImageSet {
 
 /** Size of one input of a network; `null` where the network leaves it open. */
 export interface InputSize {
+  /** Whether it is a sequence of `height` steps, which are no pixels: stored as [N, steps, features]. */
+  readonly isSequence?: boolean;
   readonly channels: number | null;
   readonly height: number | null;
   readonly width: number | null;
@@ -45,9 +47,9 @@ export interface Normalization {
 /**
  * The size of one input, read from the network's only input.
  *
- * @param graph the network; its input is [N, C, H, W] or [N, features]
+ * @param graph the network; its input is [N, C, H, W], [N, steps, features] or [N, features]
  * @param path file the network came from, for the error
- * @returns channels, height and width; features count as channels of a 1 x 1 image
+ * @returns channels, height and width; features count as channels of a 1 x 1 image, steps as its height
  * @throws FormatError when the network has more than one input or one of another rank
  */
 export function inputSizeOf(graph: Graph, path: string): InputSize {
@@ -58,13 +60,18 @@ export function inputSizeOf(graph: Graph, path: string): InputSize {
   }
   const sizes = input.shape.map((size) => typeof size === "number" && size > 0 ? size : null);
   if (sizes.length === 2) return { channels: sizes[1] ?? null, height: 1, width: 1 };
+  if (sizes.length === 3) {
+    return { channels: sizes[2] ?? null, height: sizes[1] ?? null, width: 1, isSequence: true };
+  }
   if (sizes.length === 4) {
     return { channels: sizes[1] ?? null, height: sizes[2] ?? null, width: sizes[3] ?? null };
   }
   throw new FormatError(
     path,
     `input "${input.name}"`,
-    `found shape [${input.shape.join(", ")}], expected [N, C, H, W] or [N, features]`,
+    `found shape [${
+      input.shape.join(", ")
+    }], expected [N, C, H, W], [N, steps, features] or [N, features]`,
   );
 }
 
@@ -72,7 +79,7 @@ export function inputSizeOf(graph: Graph, path: string): InputSize {
  * Recognises what an array of inputs holds: channels first or last, by the size the network wants. Where both fit,
  * channels first, as in ONNX.
  *
- * @param array [N, C, H, W], [N, H, W, C], [N, H, W] for one channel, or [N, features]
+ * @param array [N, C, H, W], [N, H, W, C], [N, H, W] for one channel, [N, steps, features] or [N, features]
  * @param expected size of one input
  * @param path file the array came from, for the error
  * @returns the same data with its meaning
@@ -84,7 +91,8 @@ export function recogniseImages(array: NdArray, expected: InputSize, path: strin
     throw new FormatError(path, "dtype", `found ${dtype}, expected uint8, int8 or float32`);
   }
   const [count = 0, ...sizes] = shape;
-  const layout = layoutOf(sizes, expected);
+  const axes = threeAxes(sizes, expected);
+  const layout = expected.isSequence ? sequenceLayout(sizes, expected) : layoutOf(sizes, expected);
   if (layout === undefined) {
     throw new FormatError(
       path,
@@ -96,7 +104,7 @@ export function recogniseImages(array: NdArray, expected: InputSize, path: strin
     throw new FormatError(path, "shape", `found [${shape.join(", ")}], expected at least 1 input`);
   }
   if (dtype === "float32") checkFinite(data as TypedArrays["float32"], data.length / count, path);
-  const [a, b, c] = threeAxes(sizes);
+  const [a, b, c] = axes;
   const [channels, height, width] = layout === "NCHW" ? [a, b, c] : [c, a, b];
   // The dtype was checked above, so `data` is one of the three.
   return { count, height, width, channels, layout, dtype, data: data as ImageSet["data"] };
@@ -177,6 +185,12 @@ function perChannel(values: readonly number[], channels: number, name: string): 
   );
 }
 
+/** [steps, features] are the rows and channels of an image of one column. */
+function sequenceLayout(sizes: readonly number[], expected: InputSize): "NHWC" | undefined {
+  const [steps = 0, features = 0] = sizes;
+  return sizes.length === 2 && fits([features, steps, 1], expected) ? "NHWC" : undefined;
+}
+
 function layoutOf(sizes: readonly number[], expected: InputSize): ImageSet["layout"] | undefined {
   if (sizes.length === 1) {
     // Features: a 1 x 1 image.
@@ -188,13 +202,17 @@ function layoutOf(sizes: readonly number[], expected: InputSize): ImageSet["layo
       : undefined;
   }
   if (sizes.length !== 3) return undefined;
-  const [a, b, c] = threeAxes(sizes);
+  const [a, b, c] = threeAxes(sizes, expected);
   if (fits([a, b, c], expected)) return "NCHW";
   return fits([c, a, b], expected) ? "NHWC" : undefined;
 }
 
 /** Sizes of one stored input as three axes; a missing channel or missing 1 x 1 image is written out. */
-function threeAxes(sizes: readonly number[]): [number, number, number] {
+function threeAxes(
+  sizes: readonly number[],
+  { isSequence = false }: InputSize,
+): [number, number, number] {
+  if (isSequence) return [sizes[0]!, 1, sizes[1]!];
   if (sizes.length === 1) return [sizes[0]!, 1, 1];
   if (sizes.length === 2) return [1, sizes[0]!, sizes[1]!];
   return [sizes[0]!, sizes[1]!, sizes[2]!];
@@ -205,8 +223,9 @@ function fits(sizes: readonly [number, number, number], expected: InputSize): bo
   return sizes.every((size, axis) => wanted[axis] === null || wanted[axis] === size);
 }
 
-function expectedShapes({ channels, height, width }: InputSize): string {
+function expectedShapes({ channels, height, width, isSequence }: InputSize): string {
   const [c, h, w] = [channels ?? "C", height ?? "H", width ?? "W"];
+  if (isSequence) return `[N, ${h}, ${c}]`;
   if (height === 1 && width === 1) return `[N, ${c}]`;
   const shapes = [`[N, ${c}, ${h}, ${w}]`, `[N, ${h}, ${w}, ${c}]`];
   if (channels === 1) shapes.push(`[N, ${h}, ${w}]`);

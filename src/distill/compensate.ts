@@ -6,7 +6,6 @@ import { padded } from "../../kernels/kernel.ts";
 import { Rng } from "../core/rng.ts";
 import { Plan } from "../gpu/plan.ts";
 import type { Node } from "../graph/graph.ts";
-import { rowsAndChannels } from "../ops/context.ts";
 import { conv2dSpecOf } from "../ops/layer.ts";
 import { compensateLayer } from "../quant/gptq.ts";
 import type { Frontier } from "./frontier.ts";
@@ -30,7 +29,8 @@ const MOST_WEIGHTS = 1 << 13;
 const PATCHES_BUDGET = 1 << 27;
 
 /**
- * Compensates the rounding of a part's layers, one after another; the student's latent weights change in place.
+ * Compensates the rounding of a part's layers, one after another; the student's latent weights change in place. An LSTM
+ * keeps nearest rounding.
  *
  * @param session the session
  * @param part a part of the teacher's graph
@@ -44,7 +44,7 @@ export async function compensateLayers(
   const { student, signal } = session;
   for (const node of part.nodes) {
     const layer = student.layers.get(node.name);
-    if (layer === undefined) continue;
+    if (layer === undefined || layer.recurrent) continue;
     if (layer.latent.data.length / layer.latent.shape[layer.axis]! > MOST_WEIGHTS) continue;
     signal?.throwIfAborted();
     student.setLayer(compensateLayer(layer, await hessians(session, part, node, frontier)));
@@ -95,7 +95,7 @@ async function hessians(
 }
 
 /**
- * A layer as a convolution; a Gemm is one over pixels of their own.
+ * A layer as a convolution; a Gemm is one over single pixels, or over the steps of sequences.
  *
  * @param shapes channels-last shape by tensor name
  * @param node Conv or Gemm
@@ -106,7 +106,12 @@ export function convolutionOf(
   node: Node,
 ): Conv2dSpec {
   if (node.opType === "Conv") return conv2dSpecOf({ shapes }, node);
-  const { rows, channels } = rowsAndChannels(shapes.get(node.inputs[0]!)!);
-  const flat = new Map([[node.inputs[0]!, [rows, channels]], [node.outputs[0]!, [rows, 1]]]);
-  return conv2dSpecOf({ shapes: flat }, node);
+  const [batch = 1, ...rest] = shapes.get(node.inputs[0]!)!;
+  const channels = rest.at(-1)!;
+  const steps = rest.length === 2 ? rest[0]! : 1;
+  const images = new Map([
+    [node.inputs[0]!, [batch, steps, 1, channels]],
+    [node.outputs[0]!, [batch, steps, 1, 1]],
+  ]);
+  return conv2dSpecOf({ shapes: images }, node);
 }

@@ -15,6 +15,7 @@ import { convolutionOf } from "./compensate.ts";
 import type { Frontier } from "./frontier.ts";
 import { advance, type Part, partBetween, recordLayerInput, studentValues } from "./inference.ts";
 import { observeInputs } from "./observe_inputs.ts";
+import type { Student } from "../quant/student.ts";
 import type { Recipe } from "./recipe.ts";
 import { quantizeInputs, type Session } from "./session.ts";
 
@@ -52,7 +53,7 @@ async function empirical(session: Session): Promise<void> {
     signal?.throwIfAborted();
     report({ stage: "correct biases", unit: unit.name, done: i, total: units.length });
     const part = partBetween(network.teacher, unit.inputs, unit.outputs);
-    for (const node of part.nodes.filter(({ name }) => student.layers.has(name))) {
+    for (const node of part.nodes.filter(({ name }) => isCorrected(student, name))) {
       const taught = images.get(node.inputs[0]!)!.map((sum) => sum / batches);
       shiftBias(session, node, taught, await meanInput(session, part, node, frontier));
     }
@@ -66,12 +67,18 @@ function analytic({ network, student }: Session): Promise<void> {
   const expected = expectedInputs(network.folded, network.statistics);
   for (const node of network.teacher.graph.nodes) {
     const means = expected.get(node.name);
-    if (means === undefined) continue;
+    if (means === undefined || !isCorrected(student, node.name)) continue;
     const shape = network.teacher.shapes.get(node.inputs[0]!)!.slice(1);
     const image = Float64Array.from({ length: sizeOf(shape) }, (_, i) => means[i % means.length]!);
     shiftBias({ network, student }, node, image, image);
   }
   return Promise.resolve();
+}
+
+/** Whether a layer's mean output follows from its mean input. */
+function isCorrected(student: Student, node: string): boolean {
+  const layer = student.layers.get(node);
+  return layer !== undefined && !layer.recurrent;
 }
 
 /** Adds to a layer's bias the teacher's mean output on the one mean input less the student's on the other. */

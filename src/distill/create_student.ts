@@ -59,7 +59,9 @@ function layerState(
   const layout = layouts.get(weight)!;
   const axis = layout.channelAxis;
   const { weightGroup = null } = recipe;
-  const groups = weightGroup === null ? undefined : weightGroups(layout, weightGroup);
+  const recurrent = node.opType === "LSTM";
+  // Blocks of its columns would hold weights of inputs and states.
+  const groups = weightGroup === null || recurrent ? undefined : weightGroups(layout, weightGroup);
   const bias = constant(network, node.inputs[2]);
   const folded = nodeNamed(network.teacher.graph.nodes, node.name);
   const biasName = folded.inputs[2] ?? "";
@@ -76,6 +78,7 @@ function layerState(
     axis,
     ...(groups && { groups }),
     ...(dynamicInput && { dynamicInput }),
+    ...(recurrent && { recurrent }),
     ...(batchNorm ? { batchNorm: batchNormState(network, batchNorm, bias) } : bias && { bias }),
   };
   return searchGrid(layer, bits, recipe, powers);
@@ -99,7 +102,8 @@ export function searchGrid(
   recipe: WeightRecipe,
   powers: InputPowers = new Map(),
 ): LayerState {
-  const power = powers.get(layer.input);
+  // Of an LSTM's states nothing is known: all its weights count alike.
+  const power = layer.recurrent ? undefined : powers.get(layer.input);
   const { scale, quantMin, quantMax } = weightQParams(
     layer.latent,
     layer.axis,
@@ -123,8 +127,8 @@ function weightQParams(
   const { weightObserver, weightExponent = 2.4, weightGranularity } = recipe;
   const isShared = weightGranularity === "tensor";
   // `distill` measures the powers of every layer's input where the recipe says "hessian".
-  const importance = weightObserver === "hessian"
-    ? weightImportance(latent.shape, axis, power!)
+  const importance = weightObserver === "hessian" && power
+    ? weightImportance(latent.shape, axis, power)
     : undefined;
   const observed = weightObserver === "hessian"
     ? { p: 2 }

@@ -2,6 +2,7 @@
 import type { NdArray } from "../core/nd_array.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import { Device } from "../gpu/device.ts";
+import { pickLabels } from "../data/labels.ts";
 import { type ImageSet, inputSizeOf, normalize, recogniseImages } from "../data/image_set.ts";
 import type { Split } from "../data/sampler.ts";
 import type { Graph } from "../graph/graph.ts";
@@ -15,6 +16,7 @@ import { inputPowers } from "./input_powers.ts";
 import { METHODS } from "./methods/methods.ts";
 import { migrateActivations } from "./migration.ts";
 import type { Network } from "./network.ts";
+import { rowsAndChannels } from "../ops/context.ts";
 import { copiesFor } from "./presets.ts";
 import { prepareRun } from "./prepare_run.ts";
 import { parseRecipe, type Recipe } from "./recipe.ts";
@@ -27,7 +29,7 @@ export type { Progress } from "./session.ts";
 
 /** Inputs of a run. Labels are needed by method "qat" and to measure top-1 only. */
 export interface DistillData {
-  /** Unlabelled inputs: an array [N, C, H, W], [N, H, W, C] or [N, features], or one already recognised. */
+  /** Unlabelled inputs: an array [N, C, H, W], [N, H, W, C], [N, steps, features] or [N, features], or one already recognised. */
   readonly calibration: NdArray | ImageSet;
   /** Class numbers of the calibration inputs. */
   readonly calibrationLabels?: Uint32Array<ArrayBuffer>;
@@ -211,7 +213,8 @@ function uploadSamples(
   recipe: Recipe,
   residence: Residence,
 ): Samples {
-  const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
+  const shape = network.teacher.shapes.get(network.input)!;
+  const rowShape = shape.slice(1);
   const clean = normalize(calibration, split.train, recipe);
   const { channels } = calibration;
   const black = normalize(
@@ -223,7 +226,7 @@ function uploadSamples(
     [0],
     recipe,
   ).slice(0, channels);
-  const augment = { ...recipe.augment, copies: copiesFor(recipe) };
+  const augment = { ...recipe.augment, copies: copiesFor(recipe, shape) };
   const copies = augmentedCopies(clean, calibration, black, augment, recipe.seed);
   const { length } = split.train;
   const rows = length * (1 + copies.length);
@@ -238,7 +241,7 @@ function uploadSamples(
     heldOut,
     black,
     ...(calibrationLabels && {
-      labels: Uint32Array.from(split.train, (index) => calibrationLabels[index]!),
+      labels: pickLabels(calibrationLabels, calibration.count, split.train),
     }),
   };
 }
@@ -261,8 +264,11 @@ async function evaluate(
   };
   const part = partBetween(network.teacher, [network.input], [network.output]);
   using values = studentValues(device, network, student, part);
-  const classes = async (of: typeof values, offset: number) =>
-    topClasses(await predict(device, network, of, evaluation, recipe, progress(offset)), count);
+  const { rows: steps } = rowsAndChannels(network.teacher.shapes.get(network.output)!);
+  const classes = async (of: typeof values, offset: number) => {
+    const logits = await predict(device, network, of, evaluation, recipe, progress(offset));
+    return topClasses(logits, count * steps);
+  };
   const teacherClasses = earlier ?? await classes(teacher, 0);
   known.set(evaluation, teacherClasses);
   const studentClasses = await classes(values, start);

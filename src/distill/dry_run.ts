@@ -157,7 +157,7 @@ export function describeRun(
     units,
     samples: {
       train: split.train.length,
-      copies: copiesFor(recipe),
+      copies: copiesFor(recipe, network.teacher.shapes.get(network.input)!),
       heldOut: split.heldOut.length,
       evaluate,
     },

@@ -1,4 +1,5 @@
 // What the finished student is worth: classes on an evaluation set beside the teacher's, and the error of every layer.
+import { sizeOf } from "../core/nd_array.ts";
 import type { CompileOptions } from "../gpu/compile_in_threads.ts";
 import type { Device } from "../gpu/device.ts";
 import { KernelSurvey } from "../gpu/kernel_survey.ts";
@@ -33,7 +34,7 @@ const EVALUATION_BATCH = { software: 64, gpu: 256 };
  * @param images inputs
  * @param normalization of the inputs
  * @param onBatch called with the number of inputs done
- * @returns [images, classes] logits
+ * @returns [images, classes] logits, or [images, steps, classes]
  */
 export async function predict(
   device: Device,
@@ -61,7 +62,7 @@ export async function predict(
  * @param images inputs
  * @param normalization of the inputs
  * @param onBatch called with the number of inputs done
- * @returns [images, classes] logits
+ * @returns [images, classes] logits, or [images, steps, classes]
  */
 export async function predictWith(
   device: Device,
@@ -73,9 +74,9 @@ export async function predictWith(
 ): Promise<Float32Array<ArrayBuffer>> {
   const { count } = images;
   const batch = Math.min(count, evaluationBatch(device, network));
-  const classes = rowsAndChannels(network.teacher.shapes.get(network.output)!).channels;
+  const size = sizeOf(network.teacher.shapes.get(network.output)!.slice(1));
   const rowShape = network.teacher.shapes.get(network.input)!.slice(1);
-  const logits = new Float32Array(count * classes);
+  const logits = new Float32Array(count * size);
   // One plan for all, the last batch filled up with the last input: another batch size would be compiled anew.
   using plan = new Plan(device);
   const x = plan.tensor([batch, ...rowShape], network.input);
@@ -86,7 +87,7 @@ export async function predictWith(
     plan.replay();
     const done = Math.min(row + batch, count);
     const found = await device.read(output);
-    logits.set(found.subarray(0, (done - row) * classes), row * classes);
+    logits.set(found.subarray(0, (done - row) * size), row * size);
     onBatch(done);
     await device.breathe();
   }

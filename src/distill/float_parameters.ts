@@ -8,6 +8,7 @@ import { pad, type Tensor, unpad } from "../gpu/tensor.ts";
 import { numberAttribute } from "../graph/attributes.ts";
 import type { ChannelsLastGraph } from "../graph/channels_last.ts";
 import type { Node } from "../graph/graph.ts";
+import { LAYER_OPERATORS } from "../graph/layer_kinds.ts";
 import { toOriginalLayout } from "../graph/weight_layout.ts";
 import type { LiveBatchNorm, Trainable } from "../ops/context.ts";
 import { type AdamDecay, FlatLayout, FlatParameters } from "../optim/flat_parameters.ts";
@@ -187,7 +188,7 @@ export class FloatParameters implements StepParameters {
 
 /** Weights and biases of layers, gammas and betas of batch norms: each once, in node order. */
 function trainableNames(nodes: readonly Node[]): string[] {
-  const layers = new Set(["Conv", "Gemm", "BatchNormalization"]);
+  const layers = new Set([...LAYER_OPERATORS, "BatchNormalization"]);
   const names = nodes
     .filter((node) => layers.has(node.opType))
     .flatMap((node) => node.inputs.slice(1, 3))

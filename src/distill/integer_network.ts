@@ -45,8 +45,8 @@ export class IntegerNetwork implements Disposable {
    *
    * @param device where it runs
    * @param student from `distill`
-   * @throws UnsupportedError when the network cannot be executed, takes ranges of activations at run time, or has
-   * activations behind learned thresholds
+   * @throws UnsupportedError when the network cannot be executed, takes ranges of activations at run time, has
+   * activations behind learned thresholds, or an LSTM
    */
   constructor(device: Device, student: QuantizedGraph) {
     const [dynamic] = student.dynamicLayers ?? [];
@@ -65,6 +65,14 @@ export class IntegerNetwork implements Disposable {
         tensor,
         "IntegerNetwork needs activations on uniform grids, expected a student without learned " +
           'thresholds (activationQuantizer "n2uq")',
+      );
+    }
+    const recurrent = student.graph.nodes.find(({ opType }) => opType === "LSTM");
+    if (recurrent) {
+      throw new UnsupportedError(
+        "LSTM",
+        recurrent.name,
+        "IntegerNetwork has no LSTM of integers: its states and gates stay float",
       );
     }
     this.#device = device;

@@ -6,6 +6,7 @@ import { type ChannelsLastGraph, toChannelsLast } from "../graph/channels_last.t
 import type { StatisticsTable } from "../graph/channel_statistics.ts";
 import { findBatchNormFolds, foldBatchNorm } from "../graph/fold_batch_norm.ts";
 import type { Graph, Node } from "../graph/graph.ts";
+import { LAYER_OPERATORS as LAYERS } from "../graph/layer_kinds.ts";
 import { inferShapes } from "../graph/shape_inference.ts";
 import { simplify } from "../graph/simplify.ts";
 import { consumers, producers } from "../graph/topology.ts";
@@ -48,8 +49,6 @@ export interface Network {
   readonly notEqualized: ReadonlyMap<string, string>;
 }
 
-/** Operators with weights. */
-const LAYERS: ReadonlySet<string> = new Set(["Conv", "Gemm"]);
 /** Operators that compute on integers once their input is quantized. */
 const POOLS: ReadonlySet<string> = new Set(["AveragePool", "GlobalAveragePool", "ReduceMean"]);
 
@@ -192,7 +191,9 @@ function assignBits(
   { weightBits, activationBits, firstLastBits, activationRanges = "static", ...rules }: BitWidths,
 ): Pick<Network, "activationBits" | "activationRanges" | "weightBits" | "settings"> {
   const layers = graph.nodes.filter((node) => LAYERS.has(node.opType));
-  if (layers.length === 0) throw new RangeError("the network has no Conv or Gemm to quantize");
+  if (layers.length === 0) {
+    throw new RangeError("the network has no Conv, Gemm or LSTM to quantize");
+  }
   const nodes = graph.nodes.filter(({ opType }) => LAYERS.has(opType) || POOLS.has(opType));
   const settings = layerSettings(nodes, layouts, rules);
   const readers = consumers(graph);

@@ -10,6 +10,7 @@ import { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import { rowsAndChannels } from "../ops/context.ts";
 import type { LearningRates } from "../quant/training_parameters.ts";
+import { pickLabels } from "../data/labels.ts";
 import { recordAugmentation, transformTable } from "./augmentation.ts";
 import { layerEnds } from "./evaluate.ts";
 import type { Importance } from "./importance.ts";
@@ -93,7 +94,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
   });
   const black = device.fromArray([samples.black.length], samples.black, { label: "black" });
   const words = device.uint32(
-    labels ? table.map((index) => labels.classes[index]!) : new Uint32Array(4),
+    labels ? pickLabels(labels.classes, samples.clean, table) : new Uint32Array(4),
     { label: "labels" },
   );
   const state = student.activations.get(network.input);
@@ -133,7 +134,7 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
     inputs: (plan, trainingState) => {
       const gathered = samples.train.recordGather(plan, batches, trainingState, network.input);
       const tables = { transforms, black, state: trainingState };
-      const x = augments(recipe) && gathered.shape.length === 4
+      const x = augments(recipe, gathered.shape)
         ? recordAugmentation(plan, gathered, tables, steps)
         : gathered;
       if (tensors.length > 0 || divergence) {
@@ -145,8 +146,13 @@ export async function trainNetwork(session: Session, training: NetworkTraining):
         importances.set(name, rows.recordGather(plan, batches, trainingState, label));
       }
       if (labels) {
-        labelBatch = plan.tensor([batch], "labels of the batch");
-        plan.run(gatherWords({ batch, steps }), { words, state: trainingState, y: labelBatch });
+        const size = batch * labels.classes.length / samples.clean;
+        labelBatch = plan.tensor([size], "labels of the batch");
+        plan.run(gatherWords({ batch: size, steps }), {
+          words,
+          state: trainingState,
+          y: labelBatch,
+        });
       }
       const quantizer = inputQuantizer.quantizer(network.input);
       return new Map([[network.input, fakeQuantizeInput(plan, x, quantizer)]]);
@@ -272,9 +278,9 @@ export function recordRowLoss(
 }
 
 /** Whether samples are shifted and mirrored anew in every step. */
-function augments(recipe: Recipe): boolean {
+function augments(recipe: Recipe, shape: readonly number[]): boolean {
   const { shift, flip } = recipe.augment;
-  return copiesFor(recipe) > 1 && (shift > 0 || flip);
+  return copiesFor(recipe, shape) > 1 && (shift > 0 || flip);
 }
 
 /** channels / largest mean importance, by tensor (sample layer attention of Sony's Model Compression Toolkit). */

@@ -10,6 +10,7 @@ export const OVERRIDE_OPERATORS = [
   "Conv",
   "DepthwiseConv",
   "Gemm",
+  "LSTM",
   "AveragePool",
   "GlobalAveragePool",
   "ReduceMean",
@@ -20,6 +21,7 @@ export type OverrideOperator =
   | "Conv"
   | "DepthwiseConv"
   | "Gemm"
+  | "LSTM"
   | "AveragePool"
   | "GlobalAveragePool"
   | "ReduceMean";

@@ -55,7 +55,8 @@ export function prepareRun(
   const network = prepareNetwork(model, recipe, batchNormPolicy(recipe) !== "folded", recipe);
   const chosen = chooseSamples(available, recipe.samples, recipe.seed);
   const split = splitHeldOut(chosen, recipe.heldOut);
-  const trainRows = split.train.length * copiesFor(recipe);
+  const trainRows = split.train.length *
+    copiesFor(recipe, network.teacher.shapes.get(network.input)!);
   const fitting = fittingBatch(device, network.trained, recipe.batchSize ?? BATCH);
   const batch = Math.min(fitting, trainRows);
   const counts = { rows: trainRows + split.heldOut.length, batch };

@@ -198,11 +198,14 @@ export const EPTQ: Stage = {
  * Versions of each image that a recipe means.
  *
  * @param recipe method and augmentation
+ * @param shape of the network's inputs; only those with four axes are images
  * @returns its own number, or the method's: published methods see clean images only
  */
 export function copiesFor(
   { method, augment: { copies } }: Pick<Recipe, "method" | "augment">,
+  { length: axes }: readonly number[],
 ): number {
+  if (axes !== 4) return 1;
   return copies ?? calibrationOf(method)?.copies ?? 2;
 }
 

@@ -2,28 +2,15 @@
 // weight's, sums in int32, then one multiplication by both scales and the float bias.
 //   x -> DynamicQuantizeLinear -> x_quantized (uint8), x_scale, x_zero_point
 //   x_quantized, w_quantized -> ConvInteger or MatMulInteger -> Cast -> Mul (x_scale * w_scale) -> Add (bias) -> y
-// DynamicQuantizeLinear takes one range of all of x: that of each input by itself in batches of one.
+// DynamicQuantizeLinear takes one range of all of x: that of each input by itself in batches of one. An LSTM becomes ONNX
+// Runtime's DynamicQuantizeLSTM, which quantizes its state so, too, at every step; ONNX has nothing of the kind.
 // Weights are stored as uint8 with zero point 128, not as int8: x86 without VNNI saturates sums of uint8 times int8.
 import { type NdArray, ndArray, transpose } from "../core/nd_array.ts";
 import { numberAttribute } from "../graph/attributes.ts";
-import type { Attribute, Node } from "../graph/graph.ts";
+import type { Node } from "../graph/graph.ts";
+import { directionOf } from "../graph/lstm.ts";
 import type { QTensor } from "../graph/quantized_graph.ts";
-
-/** Where a layer's nodes and initializers go; both get names that nothing has yet, and nodes are named after a tensor. */
-export interface GraphWriter {
-  /** A tensor name that nothing has yet. */
-  unique(name: string): string;
-  /** Adds an initializer; returns its name. */
-  initializer(name: string, array: NdArray): string;
-  /** Adds a node. */
-  node(
-    opType: string,
-    tensor: string,
-    inputs: readonly string[],
-    outputs: readonly string[],
-    attributes?: Readonly<Record<string, Attribute>>,
-  ): void;
-}
+import { bothBiases, columnsOf, type GraphWriter, writeStepsFirst } from "./onnx_forms.ts";
 
 /** The tensors that DynamicQuantizeLinear gives. */
 interface DynamicTensors {
@@ -51,7 +38,7 @@ export class DynamicLayers {
   /**
    * Writes a layer.
    *
-   * @param node Conv, or Gemm with weights [O, I]
+   * @param node Conv, Gemm with weights [O, I], or LSTM of graph/lstm.ts
    * @param weight its integers, with scales of output channels (axis 0) or one
    * @param bias its float32 bias, if it has one
    * @throws RangeError when the layer has another form
@@ -59,6 +46,7 @@ export class DynamicLayers {
   write(node: Node, weight: QTensor, bias: NdArray | undefined): void {
     checkForm(node, weight);
     const writer = this.#writer;
+    if (node.opType === "LSTM") return writeLstm(writer, node, weight, bias);
     const [x, w] = node.inputs as [string, string];
     const output = node.outputs[0]!;
     const { codes, scale, zeroPoint } = this.#input(x);
@@ -103,6 +91,40 @@ export class DynamicLayers {
   }
 }
 
+/** Its weights are [1, I, 4H] and [1, H, 4H]. */
+function writeLstm(
+  writer: GraphWriter,
+  node: Node,
+  weight: QTensor,
+  bias: NdArray | undefined,
+): void {
+  const [x, w] = node.inputs as [string, string];
+  const [rows = 1, columns = 1] = weight.values.shape;
+  const hidden = rows / 4;
+  const codes = storedCodes(weight, true);
+  const part = (name: string, start: number, end: number) =>
+    writer.initializer(name, transpose(columnsOf(codes, start, end), [0, 2, 1]));
+  const weights = [
+    part(`${w}_input_quantized`, 0, columns - hidden),
+    part(`${w}_recurrent_quantized`, columns - hidden, columns),
+  ];
+  const channels = weight.scale.length === 1 ? [1] : [1, rows];
+  const zeros = new Uint8Array(weight.scale.length).fill(WEIGHT_ZERO_POINT);
+  const grid = [
+    writer.initializer(`${w}_scale`, ndArray("float32", channels, weight.scale)),
+    writer.initializer(`${w}_zero_point`, ndArray("uint8", channels, zeros)),
+  ];
+  const both = bias ? writer.initializer(`${node.inputs[2]}_both`, bothBiases(bias)) : "";
+  writeStepsFirst(writer, x, node.outputs[0]!, (steps, states) =>
+    writer.node(
+      "DynamicQuantizeLSTM",
+      node.outputs[0]!,
+      [steps, ...weights, both, "", "", "", "", ...grid, ...grid],
+      [states],
+      { direction: directionOf(node), hidden_size: hidden },
+    ));
+}
+
 /** [O, I / group, ..] for a Conv, [I, O] for a Gemm. */
 function storedCodes({ values }: QTensor, isConv: boolean): NdArray<"uint8"> {
   const codes = Uint8Array.from(values.data, (code) => code + WEIGHT_ZERO_POINT);
@@ -117,7 +139,7 @@ function vectorShape(length: number, isConv: boolean): number[] {
 }
 
 function checkForm(node: Node, { values, axis, blockSize, zeroPoint }: QTensor): void {
-  const isPlain = node.opType === "Conv" ||
+  const isPlain = node.opType === "Conv" || node.opType === "LSTM" ||
     node.opType === "Gemm" && numberAttribute(node, "transB", 0) === 1 &&
       numberAttribute(node, "transA", 0) === 0 && numberAttribute(node, "alpha", 1) === 1 &&
       numberAttribute(node, "beta", 1) === 1;

@@ -6,6 +6,7 @@ import type { NdArray } from "../core/nd_array.ts";
 import type { Graph, ValueInfo } from "../graph/graph.ts";
 import type { QuantizedGraph } from "../graph/quantized_graph.ts";
 import { encodeAttribute } from "./onnx_attribute.ts";
+import { toOnnxForms } from "./onnx_forms.ts";
 import { insertQdq, qdqOpset } from "./onnx_qdq.ts";
 import { encodeInt4Tensor, encodeTensor, ONNX_TYPES } from "./onnx_tensor.ts";
 import { upgradeOpset } from "./opset_upgrade.ts";
@@ -21,8 +22,9 @@ export interface ExportOnnxOptions {
 /**
  * Writes a network as an ONNX file: a plain graph as it is, a quantized one as QDQ in opset 13 or the graph's, if later;
  * weights of at most 4 bits beside float activations, and scales of blocks, take opset 21. Layers whose input takes its
- * range at run time become ConvInteger and MatMulInteger behind DynamicQuantizeLinear, whose range is that of a whole
- * batch: such a network gives what stilla measured when it is run with one input at a time.
+ * range at run time become ConvInteger and MatMulInteger behind DynamicQuantizeLinear, or ONNX Runtime's
+ * DynamicQuantizeLSTM, whose ranges are those of a whole batch: such a network gives what stilla measured when it is run
+ * with one input at a time.
  *
  * @param model float or quantized network
  * @param options producer version and metadata
@@ -36,18 +38,24 @@ export function exportOnnx(
 ): Uint8Array<ArrayBuffer> {
   const graph = "graph" in model
     ? insertQdq({ ...model, graph: upgradeOpset(model.graph, qdqOpset(model)) })
-    : { ...model, int4: new Set<string>() };
+    : { ...floatForms(model), int4: new Set<string>() };
+  const nodes = graph.nodes.map((node) => ({ ...node, domain: DOMAINS[node.opType] ?? "" }));
+  const domains = new Set(nodes.map(({ domain }) => domain).filter((domain) => domain !== ""));
   const proto = create(ModelProtoSchema, {
     irVersion: BigInt(irVersionOf(graph.opset)),
     producerName: "stilla",
     producerVersion,
-    opsetImport: [{ domain: "", version: BigInt(graph.opset) }],
+    opsetImport: [
+      { domain: "", version: BigInt(graph.opset) },
+      ...[...domains].map((domain) => ({ domain, version: 1n })),
+    ],
     metadataProps: [...metadata].map(([key, value]) => ({ key, value })),
     graph: {
       name: graph.name || "graph",
-      node: graph.nodes.map((node) => ({
+      node: nodes.map((node) => ({
         name: node.name,
         opType: node.opType,
+        domain: node.domain,
         input: [...node.inputs],
         output: [...node.outputs],
         attribute: Object.entries(node.attributes)
@@ -64,6 +72,15 @@ export function exportOnnx(
     },
   });
   return toBinary(ModelProtoSchema, proto);
+}
+
+/** Domains of the operators that are not ONNX's own. */
+const DOMAINS: Readonly<Record<string, string>> = { DynamicQuantizeLSTM: "com.microsoft" };
+
+/** A float network in ONNX's forms. */
+function floatForms(graph: Graph): Graph {
+  const none = new Map();
+  return toOnnxForms({ graph, weights: none, biases: none, activations: none }).graph;
 }
 
 /** Initializers that a node or the outputs still read. */

@@ -15,7 +15,8 @@ import {
   scaleIndices,
   scaleShape,
 } from "../graph/quantized_graph.ts";
-import { DynamicLayers, type GraphWriter } from "./onnx_dynamic.ts";
+import { DynamicLayers } from "./onnx_dynamic.ts";
+import { type GraphWriter, toOnnxForms } from "./onnx_forms.ts";
 import { tensorNames, UniqueNames } from "./unique_names.ts";
 
 /** The first opset with per-axis DequantizeLinear, and the first with INT4 and scales of blocks. */
@@ -50,11 +51,12 @@ export function qdqOpset(model: QuantizedGraph): 13 | 21 {
 /**
  * Writes the quantizers of a network into its graph.
  *
- * @param model a frozen student whose graph has the opset of {@linkcode qdqOpset} or a later one
+ * @param quantized a frozen student whose graph has the opset of {@linkcode qdqOpset} or a later one
  * @returns the same network with integer initializers and Q/DQ nodes; initializers nothing reads any more are gone
  * @throws RangeError when a quantizer names a tensor the graph does not have or its numbers contradict each other
  */
-export function insertQdq(model: QuantizedGraph): QdqGraph {
+export function insertQdq(quantized: QuantizedGraph): QdqGraph {
+  const model = toOnnxForms(quantized);
   const { graph, activations } = model;
   const writer = new QdqWriter(graph);
   const constants = new Map([...model.weights, ...model.biases]);
@@ -121,10 +123,12 @@ class QdqWriter implements GraphWriter {
   readonly nodes: Node[] = [];
   readonly initializers = new Map<string, NdArray>();
   readonly int4 = new Set<string>();
+  readonly opset: number;
   readonly #tensorNames: UniqueNames;
   readonly #nodeNames: UniqueNames;
 
   constructor(graph: Graph) {
+    this.opset = graph.opset;
     this.#tensorNames = new UniqueNames(tensorNames(graph));
     this.#nodeNames = new UniqueNames(graph.nodes.map((node) => node.name));
   }

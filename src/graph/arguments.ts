@@ -217,6 +217,27 @@ export function reshapedShape(
   return shape;
 }
 
+/**
+ * Shape that two shapes broadcast to (NumPy's rule).
+ *
+ * @param a one shape
+ * @param b the other
+ * @returns the common shape, or undefined when there is none
+ */
+export function broadcastShapes(
+  a: readonly number[],
+  b: readonly number[],
+): number[] | undefined {
+  const rank = Math.max(a.length, b.length);
+  const result: number[] = [];
+  for (let axis = 0; axis < rank; axis++) {
+    const x = a[axis - rank + a.length] ?? 1, y = b[axis - rank + b.length] ?? 1;
+    if (x !== y && x !== 1 && y !== 1) return undefined;
+    result.push(x === 1 ? y : x);
+  }
+  return result;
+}
+
 function sliceRange(
   node: Node,
   axis: number,

@@ -2,6 +2,7 @@
 // where exactly one tensor is live, single layers, or the whole network.
 import type { Graph, Node, ValueInfo } from "./graph.ts";
 import { blockNames } from "./block_names.ts";
+import { isLayer } from "./layer_kinds.ts";
 import { consumers, outputNames, producers } from "./topology.ts";
 
 /** A part of a network that is executed and trained by itself. */
@@ -17,7 +18,7 @@ export interface Block {
 }
 
 /**
- * Cuts where exactly one tensor is live. Each block has at least one Conv or Gemm; what has no weights stays with the
+ * Cuts where exactly one tensor is live. Each block has at least one layer; what has no weights stays with the
  * layer before it, except that global pooling and reshaping right before a Gemm go with the Gemm.
  *
  * @param graph the network
@@ -41,7 +42,7 @@ export function cutIntoBlocks(graph: Graph): Block[] {
 }
 
 /**
- * Makes one unit of each Conv or Gemm with the nodes without weights that follow from it. A node on a side branch, such
+ * Makes one unit of each layer with the nodes without weights that follow from it. A node on a side branch, such
  * as a shortcut's Slice, goes with the layer that needs it.
  *
  * @param graph the network
@@ -147,10 +148,6 @@ const HEAD_OPERATORS: ReadonlySet<string> = new Set([
   "Reshape",
   "Squeeze",
 ]);
-
-function isLayer(node: Node): boolean {
-  return node.opType === "Conv" || node.opType === "Gemm";
-}
 
 // Pieces between the points of the node order where one tensor (no constant) waits to be read.
 function cutAtSingleTensors(graph: Graph): Node[][] {

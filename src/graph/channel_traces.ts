@@ -4,6 +4,7 @@ import { sizeOf } from "../core/nd_array.ts";
 import { clipArguments, padArguments, reduceArguments } from "./arguments.ts";
 import { normalizeAxis, numberAttribute } from "./attributes.ts";
 import type { Graph, Node } from "./graph.ts";
+import { isLinear } from "./layer_kinds.ts";
 import { consumers, outputNames } from "./topology.ts";
 
 /** A layer that reads the channels of another. */
@@ -33,6 +34,14 @@ export interface ChannelTrace {
 /** Whether channels may be followed through a node that reads a tensor of this rank. */
 export type Passes = (node: Node, graph: Graph, rank: number) => boolean;
 
+const ELEMENTWISE: ReadonlySet<string> = new Set([
+  "Clip",
+  "Dropout",
+  "Identity",
+  "LeakyRelu",
+  "Relu",
+]);
+
 /** A chain of Concat(x, x) has exponentially many. */
 const MOST_WAYS = 1024;
 
@@ -50,7 +59,7 @@ export function traceChannels(
   passes: Passes,
 ): ChannelTrace[] {
   const readers = consumers(graph), outputs = outputNames(graph);
-  return graph.nodes.filter(isLayer).map((layer): ChannelTrace => {
+  return graph.nodes.filter(isLinear).map((layer): ChannelTrace => {
     const found: ChannelReader[] = [];
     let obstacle: string | undefined;
     const start = { tensor: layer.outputs[0]!, first: 0, features: 1, through: [] };
@@ -74,7 +83,7 @@ export function traceChannels(
       }
     }
     if (found.length === 0) obstacle ??= "no layer reads it";
-    const channels = shapes.get(layer.outputs[0]!)![1]!;
+    const channels = shapes.get(layer.inputs[1]!)![0]!;
     return { layer, channels, readers: found, ...(obstacle !== undefined && { obstacle }) };
   });
 }
@@ -115,14 +124,9 @@ export function isHomogeneous(node: Node, graph: Graph, rank: number): boolean {
   }
 }
 
-/** Whether a node is a layer with weights. */
-export function isLayer(node: Node): boolean {
-  return node.opType === "Conv" || node.opType === "Gemm";
-}
-
 /** Whether a node is a layer x W^T + b with constants W [O, I, ...] and b [O], the one form that simplify leaves. */
 export function hasPlainWeights(graph: Graph, node: Node): boolean {
-  if (!isLayer(node)) return false;
+  if (!isLinear(node)) return false;
   const [, w = "", b = ""] = node.inputs;
   const weight = graph.initializers.get(w);
   if (weight === undefined) return false;
@@ -149,6 +153,8 @@ function nextWays(
   const through = [...way.through, node];
   const tensor = node.outputs[0]!;
   const from = shapes.get(way.tensor)!, to = shapes.get(tensor) ?? [];
+  // Channels of sequences [N, T, C] are followed through single elements only.
+  if (from.length === 3 && !ELEMENTWISE.has(node.opType)) return [];
   switch (node.opType) {
     case "Identity":
     case "Dropout":

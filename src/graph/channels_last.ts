@@ -4,6 +4,7 @@
 // Forms of the nodes in the result (inputs that are arguments in ONNX are gone):
 //   Conv                     kernel_shape, strides, dilations, pads [top, left, bottom, right], group; w, optional b
 //   Gemm                     y = x w^T + b with w [O, I]; transB = 1
+//   LSTM                     as lstm.ts has it: direction; x [N, T, I]; w [4H, I + H], optional b [4H]
 //   MaxPool, AveragePool     as Conv without group; ceil_mode, count_include_pad
 //   Clip                     min, max (may be infinite)
 //   Slice                    axes, starts, ends, steps: non-negative and clamped; end -1 = through index 0
@@ -17,6 +18,7 @@ import { type NdArray, ndArray, toFloat32 } from "../core/nd_array.ts";
 import { numberAttribute } from "./attributes.ts";
 import { CHANNELS_LAST_RULES, channelsLastShape, type LastContext } from "./channels_last_rules.ts";
 import type { Graph, Node, ValueInfo } from "./graph.ts";
+import { directionOf } from "./lstm.ts";
 import { finishEdit, startEdit } from "./rewrite.ts";
 import { consumers, outputNames } from "./topology.ts";
 import {
@@ -35,7 +37,7 @@ export interface ChannelsLastGraph {
   readonly graph: Graph;
   /** Channels-last shape of every tensor, batch included. */
   readonly shapes: Map<string, readonly number[]>;
-  /** How each weight of a Conv or Gemm was made, by initializer name. Other parameters of layers are vectors [C]. */
+  /** How each weight of a layer was made, by initializer name. Other parameters of layers are vectors [C]. */
   readonly layouts: ReadonlyMap<string, WeightLayout>;
 }
 
@@ -65,6 +67,7 @@ export function toChannelsLast(
     if (images.has(node.outputs[0]!)) continue;
     if (node.opType === "Conv") edit.nodes.push(convNode(node, context, layouts));
     else if (node.opType === "Gemm") edit.nodes.push(gemmNode(node, context, images, layouts));
+    else if (node.opType === "LSTM") edit.nodes.push(lstmNode(node, context, layouts));
     else edit.nodes.push(otherNode(node, context));
   }
   // Constants are already in their final layout; everything else is float32 by now or about to be dropped.
@@ -175,6 +178,19 @@ function gemmNode(
       group: 1,
     },
   };
+}
+
+function lstmNode(
+  node: Node,
+  context: LastContext,
+  layouts: Map<string, WeightLayout>,
+): Node {
+  const weight = context.constant(node.inputs[1]!);
+  if (weight?.shape.length !== 2) {
+    throw new UnsupportedError(node.opType, node.name, "simplify the graph first");
+  }
+  placeWeight(node, context, layouts, linearLayout(weight.shape));
+  return { ...node, attributes: { direction: directionOf(node) } };
 }
 
 function otherNode(node: Node, context: LastContext): Node {

@@ -195,6 +195,9 @@ function transposeNode(node: Node, { shapes }: LastContext): Node {
   const rank = shapes.get(node.inputs[0]!)!.length;
   const given = numbersAttribute(node, "perm") ??
     Array.from({ length: rank }, (_, axis) => rank - 1 - axis);
+  if (given[0] !== 0) {
+    throw unsupported(node, `perm is [${given.join(", ")}], the batch must stay first`);
+  }
   if (rank !== 4) return oneInput(node, { perm: given });
   return oneInput(node, { perm: TO_LAST.map((axis) => FROM_FIRST[given[axis]!]!) });
 }

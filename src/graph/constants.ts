@@ -13,6 +13,7 @@ import {
 } from "../core/nd_array.ts";
 import {
   axesArgument,
+  broadcastShapes,
   type ConstantLookup,
   numbersOf,
   reshapedShape,
@@ -72,6 +73,7 @@ const CONSTANT_OPERATORS = {
       inputs,
       (a, b) => inputs[0]!.dtype.includes("int") ? Math.trunc(a / b) : a / b,
     ),
+  Expand: expand,
   Gather: gather,
   Identity: (_, [x]) => x!,
   Mul: (node, inputs) => arithmetic(node, inputs, (a, b) => a * b),
@@ -187,6 +189,27 @@ function concatenate(node: Node, inputs: readonly NdArray[]): NdArray {
   }
   const sum = inputs.reduce((total, input) => total + input.shape[axis]!, 0);
   return fromNumbers(first.dtype, first.shape.with(axis, sum), data);
+}
+
+function expand(node: Node, [x, wanted]: readonly NdArray[]): NdArray {
+  const sizes = numbersOf(wanted!);
+  const shape = broadcastShapes(x!.shape, sizes);
+  if (shape === undefined || !(sizeOf(shape) <= MAX_FILLED)) {
+    const found = `[${x!.shape.join(", ")}] to [${sizes.join(", ")}]`;
+    throw new UnsupportedError(node.opType, node.name, `cannot expand ${found}`);
+  }
+  const from = stridesOf(x!.shape), to = stridesOf(shape);
+  const missing = shape.length - x!.shape.length;
+  const values = numbersOf(x!);
+  const data = Array.from({ length: sizeOf(shape) }, (_, i) => {
+    let index = 0;
+    from.forEach((stride, axis) => {
+      if (x!.shape[axis] === 1) return;
+      index += stride * (Math.floor(i / to[axis + missing]!) % shape[axis + missing]!);
+    });
+    return values[index]!;
+  });
+  return fromNumbers(x!.dtype, shape, data);
 }
 
 function gather(node: Node, [x, indices]: readonly NdArray[]): NdArray {

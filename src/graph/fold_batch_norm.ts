@@ -4,6 +4,7 @@ import { ndArray, sizeOf } from "../core/nd_array.ts";
 import { numbersOf } from "./arguments.ts";
 import { numberAttribute } from "./attributes.ts";
 import type { Graph, Node } from "./graph.ts";
+import { isLinear } from "./layer_kinds.ts";
 import {
   finishEdit,
   type GraphEdit,
@@ -123,7 +124,7 @@ function foldPair(graph: Graph, edit: GraphEdit, layer: Node, batchNorm: Node): 
 }
 
 function isFoldable(graph: Graph, layer: Node): boolean {
-  if (layer.opType !== "Conv" && layer.opType !== "Gemm") return false;
+  if (!isLinear(layer)) return false;
   const [, w, b] = layer.inputs;
   if (!isConstant(graph, [w!, ...(b === undefined || b === "" ? [] : [b])])) return false;
   if (layer.opType === "Conv") return true;

@@ -1,6 +1,7 @@
 // Groups the nodes of a graph into the steps that are executed: a layer with what can run in its epilogue (batch
 // normalization, residual addition, activation), or a single node. Works on either layout.
 import type { Graph, Node } from "./graph.ts";
+import { isLayer, isLinear } from "./layer_kinds.ts";
 import { consumers, outputNames } from "./topology.ts";
 
 /** A convolution or linear layer with what is fused after it, in this order. */
@@ -9,7 +10,7 @@ export interface LayerStep {
   readonly kind: "layer";
   /** Name of the layer's node. */
   readonly name: string;
-  /** Conv or Gemm. */
+  /** Conv, Gemm or LSTM; nothing is fused after an LSTM. */
   readonly layer: Node;
   /** BatchNormalization right after the layer. */
   readonly batchNorm?: Node;
@@ -72,10 +73,10 @@ export function fuseLayers(
   const taken = new Set<Node>();
   const steps = new Map<Node, LayerStep>();
   for (const layer of graph.nodes.toReversed()) {
-    if (layer.opType !== "Conv" && layer.opType !== "Gemm") continue;
+    if (!isLayer(layer)) continue;
     const { step, nodes } = followLayer(layer, graph, shapes, (tensor) => {
       const node = next(tensor);
-      return node === undefined || taken.has(node) ? undefined : node;
+      return node === undefined || taken.has(node) || !isLinear(layer) ? undefined : node;
     });
     for (const node of nodes) taken.add(node);
     // A step runs where its last node stands: everything it reads stands before that.

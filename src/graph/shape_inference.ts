@@ -4,8 +4,10 @@ import { UnsupportedError } from "../core/errors.ts";
 import { type NdArray, sizeOf } from "../core/nd_array.ts";
 import {
   axesArgument,
+  broadcastShapes,
   constantInput,
   type ConstantLookup,
+  numbersOf,
   padArguments,
   reduceArguments,
   reshapedShape,
@@ -14,6 +16,7 @@ import {
 import { normalizeAxis, numberAttribute, numbersAttribute } from "./attributes.ts";
 import { evaluateConstant } from "./constants.ts";
 import type { Graph, Node } from "./graph.ts";
+import { lstmShapes } from "./lstm.ts";
 import { windowOf, windowOutput } from "./window.ts";
 
 /**
@@ -48,36 +51,18 @@ export function inferShapesAndValues(
   for (const node of graph.nodes) {
     const value = evaluateConstant(node, constant, (name) => shapes.get(name));
     if (value !== undefined) values.set(node.outputs[0]!, value);
-    const shape = value?.shape ?? inferShape(node, shapes, constant, graph.opset);
-    for (const output of node.outputs) if (output !== "") shapes.set(output, shape);
+    const found = value ? [value.shape] : inferNode(node, shapes, constant, graph.opset);
+    for (const [i, output] of node.outputs.entries()) {
+      // A second output that has no shape of its own is Dropout's mask.
+      if (output !== "") shapes.set(output, found[i] ?? found[0]!);
+    }
   }
   return { shapes, values };
 }
 
 /** Operators with a shape rule, sorted. */
 export function supportedOperators(): string[] {
-  return Object.keys(SHAPE_RULES).sort();
-}
-
-/**
- * Shape that two shapes broadcast to (NumPy's rule).
- *
- * @param a one shape
- * @param b the other
- * @returns the common shape, or undefined when there is none
- */
-export function broadcastShapes(
-  a: readonly number[],
-  b: readonly number[],
-): number[] | undefined {
-  const rank = Math.max(a.length, b.length);
-  const result: number[] = [];
-  for (let axis = 0; axis < rank; axis++) {
-    const x = a[axis - rank + a.length] ?? 1, y = b[axis - rank + b.length] ?? 1;
-    if (x !== y && x !== 1 && y !== 1) return undefined;
-    result.push(x === 1 ? y : x);
-  }
-  return result;
+  return [...Object.keys(SHAPE_RULES), "LSTM"].sort();
 }
 
 /** What a shape rule may ask about its node. */
@@ -108,8 +93,9 @@ const SHAPE_RULES = {
   Div: broadcast,
   Dropout: dropout,
   Elu: sameShape,
+  Expand: constantOnly,
   Flatten: flatten,
-  Gather: constantOnly,
+  Gather: gather,
   Gelu: sameShape,
   Gemm: gemm,
   GlobalAveragePool: globalPool,
@@ -148,22 +134,20 @@ function inputShape(input: Graph["inputs"][number], batch: number): number[] {
   });
 }
 
-function inferShape(
+/** Shapes of a node's outputs. */
+function inferNode(
   node: Node,
   shapes: ReadonlyMap<string, readonly number[]>,
   constant: ConstantLookup,
   opset: number,
-): readonly number[] {
+): readonly (readonly number[])[] {
   // hasOwn: an operator may be called "constructor".
-  if (!Object.hasOwn(SHAPE_RULES, node.opType)) {
+  if (!Object.hasOwn(SHAPE_RULES, node.opType) && node.opType !== "LSTM") {
     throw new UnsupportedError(
       node.opType,
       node.name,
       `the operator is not supported; supported are ${supportedOperators().join(", ")}`,
     );
-  }
-  if (node.opType !== "Dropout" && node.outputs.slice(1).some((output) => output !== "")) {
-    throw new UnsupportedError(node.opType, node.name, "only the first output is supported");
   }
   const optionalShape = (index: number) => {
     const name = node.inputs[index] ?? "";
@@ -172,13 +156,17 @@ function inferShape(
     if (shape === undefined) throw conflict(node, `no node before it makes its input "${name}"`);
     return shape;
   };
+  if (node.opType === "LSTM") return lstmShapes(node, optionalShape);
+  if (node.opType !== "Dropout" && node.outputs.slice(1).some((output) => output !== "")) {
+    throw new UnsupportedError(node.opType, node.name, "only the first output is supported");
+  }
   const shape = (index: number) => {
     const found = optionalShape(index);
     if (found === undefined) throw conflict(node, `input ${index} is missing`);
     return found;
   };
   const rule: ShapeRule = SHAPE_RULES[node.opType as keyof typeof SHAPE_RULES];
-  return rule({ node, opset, constant, shape, optionalShape });
+  return [rule({ node, opset, constant, shape, optionalShape })];
 }
 
 function constantOnly({ node }: Context): never {
@@ -256,13 +244,16 @@ function globalPool({ node, shape }: Context): readonly number[] {
 
 function gemm({ node, shape, optionalShape }: Context): readonly number[] {
   const a = shape(0), b = shape(1), c = optionalShape(2);
-  if (a.length !== 2 || b.length !== 2) {
+  const transposesA = numberAttribute(node, "transA", 0) !== 0;
+  // More than two axes only where simplify has made a Gemm of MatMul (simplify_linear.ts).
+  if (a.length !== numberAttribute(node, "rank", 2) || b.length !== 2) {
     throw conflict(node, `A is ${text(a)} and B is ${text(b)}, expected two matrices`);
   }
-  const [rows, inner] = numberAttribute(node, "transA", 0) === 0 ? a : a.toReversed();
+  const inner = transposesA ? a[0]! : a.at(-1)!;
+  const rows = transposesA ? [a[1]!] : a.slice(0, -1);
   const [depth, columns] = numberAttribute(node, "transB", 0) === 0 ? b : b.toReversed();
   if (inner !== depth) throw conflict(node, `cannot multiply ${text(a)} by ${text(b)}`);
-  const result = [rows!, columns!];
+  const result = [...rows, columns!];
   if (c !== undefined && broadcastShapes(result, c)?.join() !== result.join()) {
     throw conflict(node, `C is ${text(c)}, expected a shape that broadcasts to ${text(result)}`);
   }
@@ -295,6 +286,21 @@ function concat({ node, shape }: Context): readonly number[] {
     sum += shape(i)[axis]!;
   });
   return first.with(axis, sum);
+}
+
+function gather({ node, shape, constant }: Context): readonly number[] {
+  const x = shape(0);
+  const indices = constant(node.inputs[1] ?? "");
+  if (indices?.shape.length !== 0) {
+    throw new UnsupportedError(
+      node.opType,
+      node.name,
+      "it is supported on constants, or with one constant position",
+    );
+  }
+  const axis = normalizeAxis(node, numberAttribute(node, "axis", 0), x.length);
+  normalizeAxis(node, numbersOf(indices)[0]!, x[axis]!);
+  return x.toSpliced(axis, 1);
 }
 
 function slice({ node, shape, constant }: Context): readonly number[] {

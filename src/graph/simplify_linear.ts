@@ -1,4 +1,5 @@
-// Linear layers in one form: Gemm with y = x W^T + b, W [O, I] and b [O] initializers.
+// Linear layers in one form: Gemm with y = x W^T + b, W [O, I] and b [O] initializers. Of MatMul by sequences [N, T, I] it
+// is a Gemm that ONNX does not have: attribute `rank` says so.
 import { type NdArray, ndArray, sizeOf, toFloat32, transpose } from "../core/nd_array.ts";
 import { numberAttribute } from "./attributes.ts";
 import type { Graph, Node } from "./graph.ts";
@@ -8,7 +9,7 @@ import { sampleBatch } from "./simplify_constants.ts";
 import { consumers, outputNames } from "./topology.ts";
 
 /**
- * Turns MatMul by a constant matrix (and the Add of a constant vector after it) into Gemm, and gives every Gemm with
+ * Turns MatMul of [N, I] or [N, T, I] by a constant matrix (and the Add of a constant vector after it) into Gemm, and gives every Gemm with
  * constant weights transA = 0, transB = 1 and alpha = beta = 1. Other MatMul and Gemm nodes stay as they are.
  *
  * @param graph the network
@@ -31,14 +32,14 @@ function matMulToGemm(graph: Graph): Graph {
   const waiting = new Map<string, Node>();
   for (const node of graph.nodes) {
     const [x, w] = node.inputs;
-    if (node.opType === "MatMul" && shapes.get(x!)!.length === 2 && isMatrix(graph, w!)) {
+    if (node.opType === "MatMul" && isActivation(x!, graph, shapes) && isMatrix(graph, w!)) {
       const output = node.outputs[0]!;
       const [reader, ...more] = readers.get(output) ?? [];
       const columns = graph.initializers.get(w!)!.shape[1]!;
       const bias = reader?.opType === "Add" && more.length === 0 && !outputs.has(output) &&
         asVector(graph.initializers.get(otherInput(reader, output)), columns) !== undefined;
       if (bias) waiting.set(output, node);
-      else nodes.push({ ...node, opType: "Gemm", attributes: {} });
+      else nodes.push({ ...node, opType: "Gemm", attributes: rankOf(shapes.get(x!)!) });
       continue;
     }
     const product = node.opType === "Add"
@@ -50,7 +51,8 @@ function matMulToGemm(graph: Graph): Graph {
     }
     const matMul = waiting.get(product)!;
     const inputs = [...matMul.inputs, otherInput(node, product)];
-    nodes.push({ ...matMul, opType: "Gemm", inputs, outputs: node.outputs, attributes: {} });
+    const attributes = rankOf(shapes.get(matMul.inputs[0]!)!);
+    nodes.push({ ...matMul, opType: "Gemm", inputs, outputs: node.outputs, attributes });
   }
   return { ...graph, nodes };
 }
@@ -75,7 +77,23 @@ function normalizeGemm(graph: Graph, edit: GraphEdit, node: Node): Node {
     const newBias = scaled(bias, numberAttribute(node, "beta", 1));
     inputs.push(newBias === given ? b! : rewriteInitializer(graph, edit, b!, newBias));
   }
-  return { ...node, inputs, attributes: { transB: 1 } };
+  const { rank } = node.attributes;
+  return { ...node, inputs, attributes: { transB: 1, ...(rank !== undefined && { rank }) } };
+}
+
+/** Attribute of a Gemm that ONNX does not have. */
+function rankOf(shape: readonly number[]): Node["attributes"] {
+  return shape.length === 2 ? {} : { rank: shape.length };
+}
+
+/** Rank 4 is an image, whose last axis is not its channels. */
+function isActivation(
+  name: string,
+  graph: Graph,
+  shapes: ReadonlyMap<string, readonly number[]>,
+): boolean {
+  const rank = shapes.get(name)!.length;
+  return !graph.initializers.has(name) && (rank === 2 || rank === 3);
 }
 
 function isMatrix(graph: Graph, name: string): boolean {

@@ -1,6 +1,6 @@
-// A layer: convolution or Gemm with what follows it (batch norm or bias, residual, activation, fake quantization).
-// Everything after the multiplication is fused into its epilogue, which keeps the pre-activation for a tape; only a live
-// batch norm has to see the whole result first.
+// A layer: convolution, Gemm or LSTM with what follows it (batch norm or bias, residual, activation, fake quantization).
+// Everything after a multiplication is fused into its epilogue, which keeps the pre-activation for a tape; only a live
+// batch norm has to see the whole result first. An LSTM ends by itself, too.
 import {
   conv2dBackwardInput,
   conv2dBackwardWeight,
@@ -33,8 +33,10 @@ import {
 } from "./context.ts";
 import { recordDynamicQuantize } from "./dynamic_quantize.ts";
 import { recordFakeQuantize } from "./fake_quantize.ts";
+import { recordLstm } from "./lstm.ts";
 import {
   type PointwiseEnd,
+  type PointwiseOrigin,
   pushPointwise,
   recordPointwise,
   recordSquaredError,
@@ -65,23 +67,32 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   const input = inputOf(context, layer, 0);
   const isDynamic = context.dynamicLayers?.has(layer.name) ?? false;
   const x = isDynamic ? recordDynamicQuantize(recorder, input) : input;
-  const parts: LayerParts = {
-    name: layer.name,
-    output,
-    shape: shapeOf(context, output),
-    linear: linearOf(context, layer, recorder.device.target),
-    x,
-    weight: context.parameter(layer.inputs[1] ?? ""),
-    residual: residual && valueOf(context, residual.input),
-    end: {
-      activation: activation && activationOf(activation),
-      quantizer: alone ? undefined : quantizer ?? context.passThrough,
-    },
-    error: context.squaredErrors?.get(output),
-  };
+  const weight = context.parameter(layer.inputs[1] ?? "");
   const biasName = layer.inputs[2] ?? "";
-  if (live) recordNormalized(context, parts, live);
-  else recordFused(context, parts, biasName === "" ? undefined : context.parameter(biasName));
+  const bias = biasName === "" ? undefined : context.parameter(biasName);
+  const end = {
+    activation: activation && activationOf(activation),
+    quantizer: alone ? undefined : quantizer ?? context.passThrough,
+  };
+  const error = context.squaredErrors?.get(output);
+  if (layer.opType === "LSTM") {
+    const z = recordLstm(context, layer, x, { weight, bias, quantizesState: isDynamic });
+    recordEnd(context, z, end, { residual: undefined, label: output }, error);
+  } else {
+    const parts: LayerParts = {
+      name: layer.name,
+      output,
+      shape: shapeOf(context, output),
+      linear: linearOf(context, layer, recorder.device.target),
+      x,
+      weight,
+      residual: residual && valueOf(context, residual.input),
+      end,
+      error,
+    };
+    if (live) recordNormalized(context, parts, live);
+    else recordFused(context, parts, bias);
+  }
   if (x !== input) recorder.release(x);
   if (!alone) return;
   const value = valueOf(context, output);
@@ -115,9 +126,19 @@ function recordNormalized(
   const z = recorder.tensor(shape, name);
   recorder.run(linear.forward({}), { x, w: weight.value, y: z });
   pushLinear(context, linear, x, weight, z);
-  const normalized = { ...end, batchNorm, residual };
-  if (error) recordSquaredError(context, z, normalized, { residual, label: output }, error);
-  else context.values.set(output, recordPointwise(context, z, normalized, output));
+  recordEnd(context, z, { ...end, batchNorm, residual }, { residual, label: output }, error);
+}
+
+/** What follows a result that was made by itself: a pass of its own, or the loss. */
+function recordEnd(
+  context: OpContext,
+  z: Tensor,
+  end: PointwiseEnd,
+  origin: PointwiseOrigin,
+  error: SquaredError | undefined,
+): void {
+  if (error) recordSquaredError(context, z, end, origin, error);
+  else context.values.set(origin.label, recordPointwise(context, z, end, origin.label));
 }
 
 /** Everything happens in the epilogue. */

@@ -2,6 +2,7 @@
 import { UnsupportedError } from "../core/errors.ts";
 import type { Tensor } from "../gpu/tensor.ts";
 import type { Node } from "../graph/graph.ts";
+import { LAYER_OPERATORS } from "../graph/layer_kinds.ts";
 import type { Step } from "../graph/layers.ts";
 import { activationOf, ACTIVATIONS } from "./activation.ts";
 import { type ActivationQuantizer, inputOf, type OpContext, standsAlone } from "./context.ts";
@@ -21,7 +22,7 @@ import { recordAveragePool, recordGlobalAveragePool, recordMaxPool } from "./poo
 /** Records a node that is no layer and returns its result. */
 export type RecordNode = (context: OpContext, node: Node) => Tensor;
 
-/** Operators that stand alone; Conv and Gemm are layers (layer.ts). */
+/** Operators that stand alone; layer.ts has those with weights. */
 export const OPS = {
   Add: recordBinary,
   AveragePool: recordAveragePool,
@@ -42,7 +43,7 @@ export const OPS = {
 
 /** Every operator that can be executed, layers and activations included. */
 export function executableOperators(): string[] {
-  const fused = ["Conv", "Gemm", "BatchNormalization", ...Object.keys(ACTIVATIONS)];
+  const fused = [...LAYER_OPERATORS, "BatchNormalization", ...Object.keys(ACTIVATIONS)];
   return [...Object.keys(OPS), ...fused].sort();
 }
 

@@ -34,19 +34,21 @@ export function recordAveragePool(context: OpContext, node: Node): Tensor {
   ]);
 }
 
-/** Records GlobalAveragePool, or a ReduceMean over height and width. */
+/** Records GlobalAveragePool, or a ReduceMean over height and width or the steps of a sequence. */
 export function recordGlobalAveragePool(context: OpContext, node: Node): Tensor {
   const x = inputOf(context, node, 0);
-  const [batch = 1, height = 1, width = 1, channels = 1] = x.shape;
-  const axes = numbersAttribute(node, "axes");
-  if (node.opType === "ReduceMean" && (x.shape.length !== 4 || axes?.toSorted().join() !== "1,2")) {
+  const [batch = 1, ...rest] = x.shape;
+  const channels = rest.pop() ?? 1;
+  const axes = numbersAttribute(node, "axes")?.toSorted().join();
+  const inner = rest.map((_, i) => i + 1).join();
+  if (node.opType === "ReduceMean" && (rest.length === 0 || axes !== inner)) {
     throw new UnsupportedError(
       node.opType,
       node.name,
-      `axes are [${axes}] of a tensor of rank ${x.shape.length}; only height and width are supported`,
+      `axes are [${axes}] of a tensor of rank ${x.shape.length}; only height and width, or steps, are supported`,
     );
   }
-  const spec = { batch, size: height * width, channels };
+  const spec = { batch, size: rest.reduce((product, size) => product * size, 1), channels };
   const kernel = globalAveragePoolForward(spec);
   return recordOp(context, node.outputs[0]!, { kernel, bindings: { x } }, [
     { tensor: x, backward: () => ({ kernel: globalAveragePoolBackward(spec), bindings: {} }) },

@@ -23,7 +23,7 @@ export interface BatchNormState {
 
 /** One weighted layer of a student. */
 export interface LayerState {
-  /** Name of the Conv or Gemm node. */
+  /** Name of the layer's node. */
   readonly node: string;
   /** Name of the weight's initializer. */
   readonly weight: string;
@@ -49,6 +49,8 @@ export interface LayerState {
   readonly groups?: WeightGroups;
   /** Whether its input is quantized to 8 bits with the range it has at run time, and has no quantizer of its own. */
   readonly dynamicInput?: boolean;
+  /** Whether it is an LSTM, whose weight multiplies its state besides its input, and whose bias stays float. */
+  readonly recurrent?: boolean;
   /** [O]; absent when there is batch norm or no bias. */
   readonly bias?: Float32Array<ArrayBuffer>;
   readonly batchNorm?: BatchNormState;
@@ -118,7 +120,7 @@ export class Student {
   /**
    * Rounds a layer to the integers it will be exported with; batch norm is folded into scales and bias.
    *
-   * @param node name of its Conv or Gemm node
+   * @param node name of its node
    * @returns its integers and their values
    * @throws RangeError when a weight is not finite or a bias does not fit int32
    */
@@ -137,8 +139,8 @@ export class Student {
       const frozen = freezeGroups(layer, layer.groups);
       return { ...frozen, ...(layer.bias && { biasValues: vector(layer.bias) }) };
     }
-    // Sums of a float input are no integers, so the bias stays float too.
-    const inputScale = this.#activations.get(layer.input)?.scale;
+    // Sums of a float input or state are no integers, so the bias stays float too.
+    const inputScale = layer.recurrent ? undefined : this.#activations.get(layer.input)?.scale;
     const weight = freezeWeight({
       latent,
       qparams: gridOf(layer),

@@ -2,7 +2,7 @@
 import { FormatError } from "../core/errors.ts";
 import type { NdArray } from "../core/nd_array.ts";
 import { type ImageSet, type InputSize, recogniseImages } from "../data/image_set.ts";
-import { labelsOf } from "../data/labels.ts";
+import { type LabelFit, labelsOf } from "../data/labels.ts";
 import { findNonFinite } from "../formats/elements.ts";
 import { decodeIdx } from "../formats/idx.ts";
 import { decodeNpy } from "../formats/npy.ts";
@@ -65,13 +65,13 @@ export async function readInputs(path: string, expected: InputSize): Promise<Ima
  * Reads class numbers.
  *
  * @param path .npy, .npz or IDX (also .gz)
- * @param fit number of inputs, and of classes where known
- * @returns one class number an input
+ * @param fit number of inputs, of the steps that are classified, and of classes where known
+ * @returns one class number an input, or a step
  * @throws FormatError when nothing readable is there or it does not fit the inputs
  */
 export async function readLabels(
   path: string,
-  fit: { readonly count: number; readonly classes: number | null },
+  fit: LabelFit,
 ): Promise<Uint32Array<ArrayBuffer>> {
   return labelsOf(await readArray(path, ["y", "labels"]), fit, path);
 }

@@ -1,5 +1,6 @@
 // From a recipe's paths to what the engine takes. All bad input is found here, before a GPU is asked for.
 import { FormatError } from "../core/errors.ts";
+import type { LabelFit } from "../data/labels.ts";
 import { checkNormalization, type InputSize, inputSizeOf } from "../data/image_set.ts";
 import type { RecognisedData } from "../distill/distill.ts";
 import type { Recipe } from "../distill/recipe.ts";
@@ -29,16 +30,16 @@ export async function readRunInputs(recipe: Recipe): Promise<RunInputs> {
   const paths = inputPaths(recipe);
   const { graph: model, sizeBytes: modelBytes, digest: modelDigest } = await readModel(paths.model);
   const size = inputSizeOf(model, paths.model);
-  const classes = classesOf(model, size);
+  const fit = classesOf(model, size);
   const calibration = await readInputs(paths.calibration, size);
   checkNormalization(recipe, calibration.channels);
   const calibrationLabels = paths.calibrationLabels === null
     ? undefined
-    : await readLabels(paths.calibrationLabels, { count: calibration.count, classes });
+    : await readLabels(paths.calibrationLabels, { count: calibration.count, ...fit });
   const evaluation = paths.evaluate === null ? undefined : await readInputs(paths.evaluate, size);
   const evaluationLabels = paths.labels === null || evaluation === undefined
     ? undefined
-    : await readLabels(paths.labels, { count: evaluation.count, classes });
+    : await readLabels(paths.labels, { count: evaluation.count, ...fit });
   const data: RecognisedData = {
     calibration,
     ...(calibrationLabels && { calibrationLabels }),
@@ -104,9 +105,13 @@ function inputPaths(recipe: Recipe): InputPaths {
   };
 }
 
-/** Number of classes, `null` where the input's size is open; on the way every operator and shape is checked. */
-function classesOf(graph: Graph, { channels, height, width }: InputSize): number | null {
-  if (channels === null || height === null || width === null) return null;
-  const [output] = graph.outputs;
-  return output === undefined ? null : inferShapes(graph, 1).get(output.name)?.at(-1) ?? null;
+/** What the network classifies, as far as the input's size is known; on the way every operator and shape is checked. */
+function classesOf(
+  graph: Graph,
+  { channels, height, width }: InputSize,
+): Omit<LabelFit, "count"> {
+  if (channels === null || height === null || width === null) return { classes: null };
+  const shape = inferShapes(graph, 1).get(graph.outputs[0]?.name ?? "") ?? [];
+  const steps = shape.slice(1, -1).reduce((product, size) => product * size, 1);
+  return { classes: shape.at(-1) ?? null, steps };
 }

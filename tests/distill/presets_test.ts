@@ -161,12 +161,16 @@ Deno.test("PRESETS: published methods use PyTorch's Adam, and rates in units of 
 
 Deno.test("copiesFor() and weightGridFor() take the recipe's word, then the method's", () => {
   const recipe = (changes: Partial<Recipe>) => parseRecipe(changes);
-  assert.equal(copiesFor(DEFAULT_RECIPE), 2);
+  const image = [1, 8, 8, 3];
+  assert.equal(copiesFor(DEFAULT_RECIPE, image), 2);
+  // neither features nor sequences can be shifted
+  assert.equal(copiesFor(DEFAULT_RECIPE, [1, 64]), 1);
+  assert.equal(copiesFor(DEFAULT_RECIPE, [1, 8, 8]), 1);
   for (const method of ["amct", "adaround", "adaquant", "brecq", "qdrop", "ppq", "eptq"] as const) {
-    assert.equal(copiesFor(recipe({ method })), 1, method);
+    assert.equal(copiesFor(recipe({ method }), image), 1, method);
   }
   const augment = { copies: 3, shift: 0, flip: false };
-  assert.equal(copiesFor(recipe({ method: "brecq", augment })), 3);
+  assert.equal(copiesFor(recipe({ method: "brecq", augment }), image), 3);
   const grid = (changes: Partial<Recipe>, bits: number) => weightGridFor(recipe(changes), bits);
   assert.deepEqual([grid({}, 8), grid({}, 4)], ["symmetric", "flip"]);
   const published = {

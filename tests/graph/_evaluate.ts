@@ -2,6 +2,7 @@
 // specification, with none of the passes' code.
 import type { NdArray } from "../../src/core/nd_array.ts";
 import type { Graph, Node } from "../../src/graph/graph.ts";
+import { lstmReference } from "../_reference_lstm.ts";
 
 /** A tensor in float64, C order. */
 export interface Values {
@@ -20,7 +21,9 @@ export function evaluate(
   tensors.set(graph.inputs[0]!.name, x);
   for (const node of graph.nodes) {
     const inputs = node.inputs.filter((name) => name !== "").map((name) => tensors.get(name)!);
-    tensors.set(node.outputs[0]!, run(node, inputs, layout, graph.opset));
+    if (node.opType === "LSTM") {
+      lstm(node, inputs).forEach((y, i) => tensors.set(node.outputs[i] ?? "", y));
+    } else tensors.set(node.outputs[0]!, run(node, inputs, layout, graph.opset));
   }
   return tensors;
 }
@@ -105,9 +108,13 @@ function runFirst(node: Node, inputs: Values[], opset: number): Values {
       });
     }
     case "MatMul":
-      return fill([x.shape[0]!, w.shape[1]!], ([n, o]) => dot(x, w, n!, o!, false, false));
     case "Gemm": {
       const ta = a.transA === 1, tb = a.transB === 1;
+      if (x.shape.length > 2) {
+        const rows = { ...x, shape: [x.data.length / x.shape.at(-1)!, x.shape.at(-1)!] };
+        const y = runFirst(node, [rows, ...inputs.slice(1)], opset);
+        return { ...y, shape: [...x.shape.slice(0, -1), y.shape[1]!] };
+      }
       const shape = [x.shape[ta ? 1 : 0]!, w.shape[tb ? 0 : 1]!];
       const product = fill(shape, ([n, o]) => Number(a.alpha ?? 1) * dot(x, w, n!, o!, ta, tb));
       return b === undefined
@@ -145,6 +152,16 @@ function runFirst(node: Node, inputs: Values[], opset: number): Values {
         return from.every((v, i) => v >= 0 && v < x.shape[i]!) ? at(x, from) : value;
       });
     }
+    case "Gather": {
+      const axis = (Number(a.axis ?? 0) + x.shape.length) % x.shape.length;
+      const index = (w.data[0]! + x.shape[axis]!) % x.shape[axis]!;
+      const end = index + 1;
+      return { shape: x.shape.toSpliced(axis, 1), data: slice(x, [index], [end], [axis]).data };
+    }
+    case "Squeeze": {
+      const axes = list("axes", 1)!.map((axis) => (axis + x.shape.length) % x.shape.length);
+      return { shape: x.shape.filter((_, axis) => !axes.includes(axis)), data: x.data };
+    }
     case "Flatten":
       return { shape: [x.shape[0]!, x.data.length / x.shape[0]!], data: x.data };
     case "Reshape": {
@@ -165,6 +182,34 @@ function runFirst(node: Node, inputs: Values[], opset: number): Values {
     default:
       throw new Error(`The test's evaluator does not know ${node.opType}`);
   }
+}
+
+/** Y, Y_h and Y_c of an LSTM; of the form that simplify leaves, Y. */
+function lstm(node: Node, [x, w, r, b]: Values[]): Values[] {
+  const isOwn = w!.shape.length === 2;
+  const isBatchFirst = node.attributes.layout === 1 || isOwn;
+  const steps = x!.shape[isBatchFirst ? 1 : 0]!, samples = x!.shape[isBatchFirst ? 0 : 1]!;
+  const inputs = x!.shape[2]!, hidden = w!.shape.at(isOwn ? 0 : 1)! / 4;
+  const direction = node.attributes.direction ?? "forward";
+  const directions = direction === "bidirectional" ? [0, 1] : [0];
+  const results = directions.map((d) =>
+    lstmReference(
+      { samples, steps, inputs, hidden, reverse: direction === "reverse" || d === 1 },
+      (n, t, i) => at(x!, isBatchFirst ? [n, t, i] : [t, n, i]),
+      (row, i) => isOwn ? at(w!, [row, i]) : at(w!, [d, row, i]),
+      (row, k) => isOwn ? at(w!, [row, inputs + k]) : at(r!, [d, row, k]),
+      (row) => isOwn ? r?.data[row] ?? 0 : b ? at(b, [d, row]) + at(b, [d, 4 * hidden + row]) : 0,
+    )
+  );
+  const last = (d: number) => direction === "reverse" || d === 1 ? 0 : steps - 1;
+  if (isOwn) return [fill([samples, steps, hidden], ([n, t, j]) => results[0]!.y[n!]![t!]![j!]!)];
+  if (isBatchFirst) throw new Error("The test's evaluator does not know layout 1");
+  const states = [directions.length, samples, hidden];
+  return [
+    fill([steps, ...states], ([t, d, n, j]) => results[d!]!.y[n!]![t!]![j!]!),
+    fill(states, ([d, n, j]) => results[d!]!.y[n!]![last(d!)]![j!]!),
+    fill(states, ([d, n, j]) => results[d!]!.cells[n!]![last(d!)]![j!]!),
+  ];
 }
 
 function conv(node: Node, x: Values, w: Values, b: Values | undefined): Values {

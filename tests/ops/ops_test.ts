@@ -12,6 +12,23 @@ import { batchNormInputs, convBatchNorm, int64, makeGraph, node } from "../graph
 
 const IMAGE = ["N", 3, 5, 4];
 
+/** One LSTM as graph/lstm.ts has it. */
+function lstm(
+  direction: "forward" | "reverse",
+  { steps, inputs, hidden, bias = false }: {
+    readonly steps: number;
+    readonly inputs: number;
+    readonly hidden: number;
+    readonly bias?: boolean;
+  },
+): Graph {
+  return makeGraph(
+    ["N", steps, inputs],
+    [node("LSTM", bias ? "x w b" : "x w", "y", { direction })],
+    { w: [4 * hidden, inputs + hidden], ...(bias && { b: [4 * hidden] }) },
+  );
+}
+
 /** Name, graph and options of each check; both kernel families run all of them. */
 const CASES: readonly (readonly [string, Graph, CheckOptions?])[] = [
   [
@@ -38,6 +55,35 @@ const CASES: readonly (readonly [string, Graph, CheckOptions?])[] = [
   [
     "Gemm",
     makeGraph(["N", 7], [node("Gemm", "x w b", "y", { transB: 1 })], { w: [5, 7], b: [5] }),
+  ],
+  [
+    "Gemm of sequences [N, T, C], Relu",
+    makeGraph(["N", 3, 6], [
+      node("Gemm", "x w b", "g", { transB: 1, rank: 3 }),
+      node("Relu", "g", "y"),
+    ], { w: [5, 6], b: [5] }),
+  ],
+  // units that fill vec4 and units that do not, one step, an input behind another layer
+  ["LSTM", lstm("forward", { steps: 5, inputs: 3, hidden: 8, bias: true })],
+  ["LSTM, reverse", lstm("reverse", { steps: 4, inputs: 6, hidden: 5, bias: true })],
+  ["LSTM of one step without bias", lstm("forward", { steps: 1, inputs: 4, hidden: 12 })],
+  [
+    "LSTM on LSTM, final state, Gemm",
+    makeGraph(["N", 3, 2], [
+      node("LSTM", "x v", "a", { direction: "forward" }),
+      node("LSTM", "a w b", "s", { direction: "reverse" }),
+      node("Slice", "s starts ends axes", "p"),
+      node("Flatten", "p", "f"),
+      node("Gemm", "f u", "y", { transB: 1 }),
+    ], {
+      v: [12, 5],
+      w: [16, 7],
+      b: [16],
+      u: [2, 4],
+      starts: int64(0),
+      ends: int64(1),
+      axes: int64(1),
+    }),
   ],
   [
     "Flatten and Gemm, Tanh",
