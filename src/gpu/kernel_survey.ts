@@ -1,6 +1,11 @@
 // A plan that records nothing: it collects the kernels it is given, so that whatever can be recorded can be tuned, or
 // compiled ahead. No shader is compiled here, and all tensors share one small buffer.
-import type { Kernel, KernelSequence, TileChoice } from "../../kernels/kernel.ts";
+import {
+  type Kernel,
+  type KernelSequence,
+  paddedSize,
+  type TileChoice,
+} from "../../kernels/kernel.ts";
 import type { Device } from "./device.ts";
 import { Plan } from "./plan.ts";
 import type { Tensor } from "./tensor.ts";
@@ -29,7 +34,7 @@ export class KernelSurvey extends Plan {
 
   /** A tensor that has a shape but no memory of its own. */
   override tensor(shape: readonly number[], label: string): Tensor {
-    return { ...this.#memory, shape: [...shape], label };
+    return { ...this.#memory, shape: [...shape], byteLength: paddedSize(shape) * 4, label };
   }
 
   /** Does nothing: no tensor has memory of its own. */

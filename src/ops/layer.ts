@@ -76,7 +76,7 @@ export function recordLayer(context: OpContext, step: LayerStep): void {
   };
   const error = context.squaredErrors?.get(output);
   if (layer.opType === "LSTM") {
-    const z = recordLstm(context, layer, x, { weight, bias, quantizesState: isDynamic });
+    const z = recordLstm(context, layer, x, { weight, bias, quantizesStates: isDynamic });
     recordEnd(context, z, end, { residual: undefined, label: output }, error);
   } else {
     const parts: LayerParts = {

@@ -132,5 +132,31 @@ Deno.test("inputSizeOf() reads channels, height and width, and open sizes as nul
   });
   assert.deepEqual(inputSizeOf(graph([1, 7]), "m.onnx"), { channels: 7, height: 1, width: 1 });
   assert.throws(() => inputSizeOf(graph([1, 7], [1, 7]), "m.onnx"), /found 2 network inputs/);
-  assert.throws(() => inputSizeOf(graph([1, 7, 5]), "m.onnx"), /input "x0": found shape/);
+  assert.throws(() => inputSizeOf(graph([1, 7, 5, 1, 1]), "m.onnx"), /input "x0": found shape/);
+  assert.deepEqual(inputSizeOf(graph(["N", 7, 5]), "m.onnx"), {
+    channels: 5,
+    height: 7,
+    width: 1,
+    isSequence: true,
+  });
+});
+
+Deno.test("recogniseImages() takes sequences as they are stored", () => {
+  const size = { channels: 3, height: 4, width: 1, isSequence: true };
+  const set = recogniseImages(
+    ndArray("float32", [2, 4, 3], Float32Array.from(counting(24))),
+    size,
+    "x",
+  );
+  assert.deepEqual(
+    [set.count, set.height, set.width, set.channels, set.layout],
+    [2, 4, 1, 3, "NHWC"],
+  );
+  // a mean and a deviation for each feature
+  const rows = normalize(set, [1], { mean: [1, 2, 3], std: [1, 2, 4], scale: null });
+  assert.deepEqual([...rows.subarray(0, 3)], [12 - 1, (13 - 2) / 2, (14 - 3) / 4]);
+  for (const shape of [[2, 3, 4], [2, 4, 3, 1], [24]]) {
+    const array = ndArray("float32", shape, new Float32Array(24));
+    assert.throws(() => recogniseImages(array, size, "x"), /expected \[N, 4, 3\]/);
+  }
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { ndArray } from "../../src/core/nd_array.ts";
-import { labelsOf } from "../../src/data/labels.ts";
+import { labelsOf, pickLabels } from "../../src/data/labels.ts";
 
 const FIT = { count: 3, classes: 10 };
 
@@ -20,14 +20,37 @@ Deno.test("labelsOf() names the label that does not fit", () => {
     [ndArray("uint8", [3], Uint8Array.from([0, 1, 10])), /label 2: found 10, .* from 0 to 9/],
     [ndArray("int8", [3], Int8Array.from([0, -1, 1])), /label 1: found -1/],
     [ndArray("float32", [3], Float32Array.from([0, 0.5, 1])), /label 1: found 0\.5/],
+    [
+      ndArray("uint8", [3], new Uint8Array(3)),
+      /found \[3\], expected \[3, 2\]/,
+      { ...FIT, steps: 2 },
+    ],
+    [
+      ndArray("uint8", [3, 2], Uint8Array.from([0, 0, 0, 0, 0, 10])),
+      /label 5: found 10/,
+      { ...FIT, steps: 2 },
+    ],
     [ndArray("bool", [3], new Uint8Array(3)), /found bool, expected integers/],
   ] as const;
-  for (const [array, message] of cases) {
-    assert.throws(() => labelsOf(array, FIT, "y.npy"), message);
+  for (const [array, message, fit = FIT] of cases) {
+    assert.throws(() => labelsOf(array, fit, "y.npy"), message);
   }
 });
 
 Deno.test("labelsOf() does not bound the classes of a network that leaves them open", () => {
   const array = ndArray("uint16", [1], Uint16Array.from([999]));
   assert.deepEqual([...labelsOf(array, { count: 1, classes: null }, "y.npy")], [999]);
+});
+
+Deno.test("labelsOf() takes a label for each step", () => {
+  for (const shape of [[3, 2], [3, 2, 1]]) {
+    const array = ndArray("uint8", shape, Uint8Array.from([1, 2, 3, 4, 5, 6]));
+    const labels = labelsOf(array, { ...FIT, steps: 2 }, "y.npy");
+    assert.deepEqual([...labels], [1, 2, 3, 4, 5, 6]);
+    assert.deepEqual([...pickLabels(labels, 3, [2, 0])], [5, 6, 1, 2]);
+  }
+});
+
+Deno.test("pickLabels() takes one label an input", () => {
+  assert.deepEqual([...pickLabels(Uint32Array.of(7, 8, 9), 3, [2, 2, 0])], [9, 9, 7]);
 });

@@ -49,7 +49,7 @@ Deno.test("prepareNetwork() refuses a shared weight and a network without layers
   const none = makeGraph(["N", 4], [node("Relu", "x", "y")]);
   assert.throws(() => prepareNetwork(none, BITS, false), {
     name: "RangeError",
-    message: /no Conv or Gemm/,
+    message: /no Conv, Gemm or LSTM/,
   });
 });
 
