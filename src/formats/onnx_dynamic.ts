@@ -10,7 +10,8 @@ import { numberAttribute } from "../graph/attributes.ts";
 import type { Node } from "../graph/graph.ts";
 import { directionOf } from "../graph/lstm.ts";
 import type { QTensor } from "../graph/quantized_graph.ts";
-import { bothBiases, columnsOf, type GraphWriter, writeStepsFirst } from "./onnx_forms.ts";
+import type { GraphWriter } from "./graph_writer.ts";
+import { bothBiases, columnsOf, writeStepsFirst } from "./onnx_forms.ts";
 
 /** The tensors that DynamicQuantizeLinear gives. */
 interface DynamicTensors {

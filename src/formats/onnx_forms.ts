@@ -4,28 +4,10 @@
 // Integer weights follow their float ones. Layers that take the range of their input at run time keep their form here;
 // onnx_dynamic.ts writes them.
 import { type NdArray, ndArray, transpose, TYPED_ARRAYS } from "../core/nd_array.ts";
-import type { Attribute, Graph, Node } from "../graph/graph.ts";
+import type { Graph, Node } from "../graph/graph.ts";
 import { directionOf } from "../graph/lstm.ts";
 import { type QTensor, type QuantizedGraph, scaleShape } from "../graph/quantized_graph.ts";
-import { tensorNames, UniqueNames } from "./unique_names.ts";
-
-/** Where nodes and initializers go; both get names that nothing has yet, and nodes are named after a tensor. */
-export interface GraphWriter {
-  /** Of the graph. */
-  readonly opset: number;
-  /** A tensor name that nothing has yet. */
-  unique(name: string): string;
-  /** Adds an initializer; returns its name. */
-  initializer(name: string, array: NdArray): string;
-  /** Adds a node. */
-  node(
-    opType: string,
-    tensor: string,
-    inputs: readonly string[],
-    outputs: readonly string[],
-    attributes?: Readonly<Record<string, Attribute>>,
-  ): void;
-}
+import { GraphWriter } from "./graph_writer.ts";
 
 /**
  * Writes a network's nodes as ONNX has them.
@@ -119,20 +101,13 @@ function foreignNodes(graph: Graph): Set<Node> {
   );
 }
 
-class FormWriter implements GraphWriter {
-  readonly nodes: Node[] = [];
-  readonly initializers: Map<string, NdArray>;
+class FormWriter extends GraphWriter {
   readonly weights: Map<string, QTensor>;
-  readonly opset: number;
-  readonly #tensorNames: UniqueNames;
-  readonly #nodeNames: UniqueNames;
 
   constructor({ graph, weights }: QuantizedGraph) {
-    this.initializers = new Map(graph.initializers);
+    super(graph);
+    for (const [name, array] of graph.initializers) this.initializers.set(name, array);
     this.weights = new Map(weights);
-    this.opset = graph.opset;
-    this.#tensorNames = new UniqueNames(tensorNames(graph));
-    this.#nodeNames = new UniqueNames(graph.nodes.map((node) => node.name));
   }
 
   gemm(node: Node): void {
@@ -182,27 +157,6 @@ class FormWriter implements GraphWriter {
         outputs: [states],
         attributes: { direction: directionOf(node), hidden_size: hidden },
       }));
-  }
-
-  unique(name: string): string {
-    return this.#tensorNames.reserve(name);
-  }
-
-  initializer(wish: string, array: NdArray): string {
-    const name = this.unique(wish);
-    this.initializers.set(name, array);
-    return name;
-  }
-
-  node(
-    opType: string,
-    tensor: string,
-    inputs: readonly string[],
-    outputs: readonly string[],
-    attributes: Readonly<Record<string, Attribute>> = {},
-  ): void {
-    const name = this.#nodeNames.reserve(`${tensor}_${opType}`);
-    this.nodes.push({ name, opType, inputs, outputs, attributes });
   }
 
   /** Another form of a weight, and of its integers: `form` of the elements, `scales` of the rest. */

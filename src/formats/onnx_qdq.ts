@@ -6,8 +6,8 @@
 // Codes that count thresholds come from GreaterOrEqual and ReduceSum instead of QuantizeLinear.
 // Where all activations stay float nothing computes on int8, so codes of at most 4 bits are stored as INT4. Layers whose
 // input takes its range at run time are written by onnx_dynamic.ts.
-import { type NdArray, ndArray, sizeOf } from "../core/nd_array.ts";
-import type { Attribute, Graph, Node } from "../graph/graph.ts";
+import { ndArray, sizeOf } from "../core/nd_array.ts";
+import type { Graph, Node } from "../graph/graph.ts";
 import {
   type ActivationQParams,
   type QTensor,
@@ -16,8 +16,8 @@ import {
   scaleShape,
 } from "../graph/quantized_graph.ts";
 import { DynamicLayers } from "./onnx_dynamic.ts";
-import { type GraphWriter, toOnnxForms } from "./onnx_forms.ts";
-import { tensorNames, UniqueNames } from "./unique_names.ts";
+import { GraphWriter } from "./graph_writer.ts";
+import { toOnnxForms } from "./onnx_forms.ts";
 
 /** The first opset with per-axis DequantizeLinear, and the first with INT4 and scales of blocks. */
 const QDQ_OPSET = 13, INT4_OPSET = 21;
@@ -118,25 +118,9 @@ export function insertQdq(quantized: QuantizedGraph): QdqGraph {
   return { ...graph, nodes: writer.nodes, initializers: new Map(kept), int4: writer.int4 };
 }
 
-/** Appends nodes and initializers under names that are not taken. */
-class QdqWriter implements GraphWriter {
-  readonly nodes: Node[] = [];
-  readonly initializers = new Map<string, NdArray>();
+/** Appends constants and quantizers. */
+class QdqWriter extends GraphWriter {
   readonly int4 = new Set<string>();
-  readonly opset: number;
-  readonly #tensorNames: UniqueNames;
-  readonly #nodeNames: UniqueNames;
-
-  constructor(graph: Graph) {
-    this.opset = graph.opset;
-    this.#tensorNames = new UniqueNames(tensorNames(graph));
-    this.#nodeNames = new UniqueNames(graph.nodes.map((node) => node.name));
-  }
-
-  /** A tensor name that nothing has yet. */
-  unique(name: string): string {
-    return this.#tensorNames.reserve(name);
-  }
 
   /** Integer initializer and the DequantizeLinear that gives the tensor `name`; returns the names of its inputs. */
   constant(name: string, tensor: QTensor): string[] {
@@ -230,25 +214,6 @@ class QdqWriter implements GraphWriter {
       this.initializer(`${name}_scale`, ndArray("float32", [], Float32Array.of(scale))),
       this.initializer(`${name}_zero_point`, zero),
     ];
-  }
-
-  /** Adds an initializer; returns its name. */
-  initializer(name: string, array: NdArray): string {
-    const unique = this.unique(name);
-    this.initializers.set(unique, array);
-    return unique;
-  }
-
-  /** Adds a node, named after a tensor. */
-  node(
-    opType: string,
-    tensor: string,
-    inputs: readonly string[],
-    outputs: readonly string[],
-    attributes: Readonly<Record<string, Attribute>> = {},
-  ): void {
-    const name = this.#nodeNames.reserve(`${tensor}_${opType}`);
-    this.nodes.push({ name, opType, inputs, outputs, attributes });
   }
 }
 
