@@ -11,6 +11,7 @@ import { numberAttribute } from "../src/graph/attributes.ts";
 import { type ChannelsLastGraph, toChannelsLast } from "../src/graph/channels_last.ts";
 import { foldBatchNorm } from "../src/graph/fold_batch_norm.ts";
 import type { Graph } from "../src/graph/graph.ts";
+import { isLayer } from "../src/graph/layer_kinds.ts";
 import { fuseLayers } from "../src/graph/layers.ts";
 import { inferShapes } from "../src/graph/shape_inference.ts";
 import type { LiveBatchNorm, OpContext, Trainable } from "../src/ops/context.ts";
@@ -125,7 +126,7 @@ async function train(
   const state = device.fromArray([16], [0, 0, 0, 0, live ? 1 : 0, ...Array(11).fill(0)]);
   let bias: string | undefined;
   for (const node of graph.nodes) {
-    if (node.opType === "Conv" || node.opType === "Gemm") {
+    if (isLayer(node)) {
       node.inputs.slice(1).forEach((name) => weights.add(name));
       bias = node.inputs[2];
     }

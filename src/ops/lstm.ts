@@ -172,7 +172,7 @@ class Lstm {
         ...(gates && { gates: this.#step(gates, t) }),
       });
     }
-    for (const tensor of [products, sum]) this.#recorder.release(tensor);
+    for (const tensor of [sum, products]) this.#recorder.release(tensor);
     if (gates) return { states, gates, cells };
     this.#recorder.release(cells);
     return { states };

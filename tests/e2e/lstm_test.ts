@@ -211,3 +211,28 @@ Deno.test("the weights of an LSTM are the bundle's", async () => {
   const shapes = [...bundle.weights.values()].map(({ values }) => values.shape.join("x"));
   assert.deepEqual(shapes, ["6x3", "32x14", "32x16", "4x8"]);
 });
+
+Deno.test("GPTQ and the observer hessian leave an LSTM as it is, and its bias stays float", async () => {
+  const device = await testDevice();
+  const { graph } = LSTM_GOLDENS[0]!;
+  const set = sequences(graph, Float32Array.from(randomArray(3, INPUTS * STEPS * FEATURES)));
+  const frozen = async (recipe: Partial<Recipe>) => {
+    const common = { method: "ptq", weightBits: 4, firstLastBits: 4, heldOut: 0 } as const;
+    return (await distill(graph, { calibration: set }, { ...common, ...recipe }, { device }))
+      .student;
+  };
+  const nearest = await frozen({ weightExponent: 2 });
+  const changes = { weightRounding: "gptq", weightObserver: "hessian" } as const;
+  const other = await frozen(changes);
+  const equal = [...nearest.weights].map(([name, { values, scale }]) => {
+    const { values: codes, scale: scales } = other.weights.get(name)!;
+    return values.data.join() === codes.data.join() && scale.join() === scales.join();
+  });
+  // two linear layers around two LSTMs
+  assert.deepEqual(equal, [false, true, true, false]);
+  const integers = nearest.graph.nodes.map(({ inputs }) => nearest.biases.has(inputs[2] ?? ""));
+  assert.deepEqual(integers.filter(Boolean).length, 2);
+  for (const { opType, inputs } of nearest.graph.nodes) {
+    if (opType === "LSTM") assert.ok(!nearest.biases.has(inputs[2]!));
+  }
+});

@@ -5,6 +5,7 @@ import { exportOnnx } from "../../src/formats/onnx_export.ts";
 import { importOnnx } from "../../src/formats/onnx_import.ts";
 import type { QuantizedGraph } from "../../src/graph/quantized_graph.ts";
 import { assertClose } from "../_gpu.ts";
+import { lstmReference } from "../_reference_lstm.ts";
 import { LEVELS, runOrt } from "./_ort.ts";
 import {
   convolution,
@@ -102,6 +103,39 @@ Deno.test("exportOnnx() dynamic input that two matrix products share", async () 
     z: product("w", 2, []),
   });
 });
+
+for (const granularity of ["channel", "tensor"] as const) {
+  for (const direction of ["forward", "reverse"] as const) {
+    Deno.test(`exportOnnx() LSTM with a dynamic input and states, a scale a ${granularity}, ${direction}`, async () => {
+      const [steps, inputs, hidden] = [5, 3, 4];
+      const codes = randomCodes(8, [4 * hidden, inputs + hidden], 0, 8);
+      const weight = granularity === "channel"
+        ? codes
+        : { ...codes, ...oneScale(codes.scale[0]!), axis: -1 };
+      const lstm = node("lstm", "LSTM", ["x", "w", "b"], ["y"], { direction, layout: 1 });
+      const shape = [1, steps, inputs];
+      const graph = graphOf([lstm], { w: weight }, shape, [1, steps, hidden]);
+      const bias = Float32Array.from({ length: 4 * hidden }, (_, i) => Math.sin(i));
+      const initializers = new Map(graph.initializers)
+        .set("b", ndArray("float32", [bias.length], bias));
+      const model = {
+        ...quantized({ ...graph, initializers }, { w: weight }, {}, {}),
+        dynamicLayers: new Set(["lstm"]),
+      };
+      const x = randomInput(9, shape), read = dynamic(x), w = dequantize(weight);
+      const columns = inputs + hidden;
+      const { y: [y] } = lstmReference(
+        { samples: 1, steps, inputs, hidden, reverse: direction === "reverse" },
+        (_, t, i) => read[t * inputs + i]!,
+        (row, i) => w[row * columns + i]!,
+        (row, k) => w[row * columns + inputs + k]!,
+        (row) => bias[row]!,
+        (state) => state.some((h) => h !== 0) ? dynamic(Float32Array.from(state)) : state,
+      );
+      await assertRuntimeGives(exportOnnx(model), shape, x, { y: y!.flat() });
+    });
+  }
+}
 
 Deno.test("exportOnnx() refuses dynamic layers that it cannot write, by name", () => {
   const model = twoProducts();

@@ -218,6 +218,12 @@ const REFUSED: [
     axes: [3],
     keepdims: 0,
   }]], {}],
+  [
+    "a Transpose that moves the batch",
+    [3, 3, 3],
+    [["Transpose", "x", "y", { perm: [1, 0, 2] }]],
+    {},
+  ],
   ["a weight that is no constant", ["N", 3, 2, 2], [["Conv", "x x", "y"]], {}],
   ["a transposed Gemm input", [3, 3], [["Gemm", "x w", "y", { transA: 1 }]], { w: [3, 3] }],
 ];

@@ -34,6 +34,18 @@ Deno.test("countMacs() and countWeights() give the same for channels last", () =
   deepEqual([...countWeights(GRAPH).values()], [288, 72, 24, 120]);
 });
 
+Deno.test("countMacs() counts the gates of an LSTM and the rows of sequences", () => {
+  const graph = makeGraph(["N", 5, 3], [
+    node("LSTM", "x w b", "h", { direction: "forward" }, "lstm"),
+    node("Gemm", "h f", "y", { transB: 1, rank: 3 }, "fc"),
+  ], { w: [8, 5], b: [8], f: [7, 2] });
+  deepEqual([...countMacs(graph, inferShapes(graph, 2))], [
+    ["lstm", 2 * 5 * 4 * 2 * (3 + 2)],
+    ["fc", 2 * 5 * 7 * 2],
+  ]);
+  deepEqual([...countWeights(graph).values()], [40, 14]);
+});
+
 Deno.test({
   name: "countMacs() gives the multiply-accumulates of real networks",
   ignore: sharedDataMissing,

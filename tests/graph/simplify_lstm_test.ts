@@ -88,11 +88,56 @@ Deno.test("simplify() gathers a state among those of layers and directions", () 
     node("LSTM", "t W R B", "- h", { hidden_size: H, direction: "bidirectional" }),
     node("LSTM", "t W R B", "- g", { hidden_size: H, direction: "bidirectional" }),
     node("Concat", "h g", "all", { axis: 0 }),
-    node("Gather", "all index", "y", { axis: 0 }),
-  ], { ...BOTH, index: ndArray("int64", [], BigInt64Array.of(-3n)) }));
-  // the second of four: backwards, the first LSTM's
-  equal(operators(result), "LSTM Slice Flatten");
-  equal(result.nodes[0]!.attributes.direction, "reverse");
+    node("Gather", "all index", "s", { axis: 0 }),
+    node("Gather", "all other", "u", { axis: 0 }),
+    node("Sub", "s u", "y"),
+  ], {
+    ...BOTH,
+    index: ndArray("int64", [], BigInt64Array.of(-3n)),
+    other: ndArray("int64", [], BigInt64Array.of(2n)),
+  }));
+  // of four the second, the first LSTM's backwards, and the third, the second LSTM's forwards
+  equal(operators(result), "LSTM Slice Flatten LSTM Slice Flatten Sub");
+  deepEqual(
+    result.nodes.map(({ attributes }) => attributes.direction).filter((d) => d !== undefined),
+    ["reverse", "forward"],
+  );
+});
+
+Deno.test("simplify() takes an LSTM that has its samples first", () => {
+  for (const direction of ["forward", "bidirectional"]) {
+    const initializers = direction === "forward" ? WEIGHTS : BOTH;
+    const result = simplified(makeGraph(["N", T, I], [
+      node("LSTM", "x W R B", "Y", { hidden_size: H, direction, layout: 1 }),
+      node("Reshape", "Y shape", "y"),
+    ], { ...initializers, shape: int64(0, 0, -1) }));
+    equal(operators(result), direction === "forward" ? "LSTM" : "LSTM LSTM Concat");
+  }
+});
+
+Deno.test("simplify() merges Transposes of three axes", () => {
+  const result = simplified(makeGraph(["N", T, I], [
+    node("Transpose", "x", "t", { perm: [1, 2, 0] }),
+    node("Transpose", "t", "u", { perm: [2, 1, 0] }),
+    node("Relu", "u", "y"),
+  ]));
+  equal(operators(result), "Transpose Relu");
+  deepEqual(result.nodes[0]!.attributes.perm, [0, 2, 1]);
+});
+
+Deno.test("simplify() expands constants", () => {
+  const graph = makeGraph(["N", T, I], [
+    node("Expand", "c shape", "e"),
+    node("Add", "x e", "y"),
+  ], {
+    c: ndArray("float32", [T, 1], Float32Array.of(1, 2, 3, 4)),
+    shape: int64(1, T, I),
+  });
+  const { nodes, initializers } = simplify(graph);
+  equal(nodes.length, 1);
+  const expanded = initializers.get(nodes[0]!.inputs[1]!)!;
+  deepEqual(expanded.shape, [1, T, I]);
+  deepEqual([...expanded.data], [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]);
 });
 
 Deno.test("simplify() drops lengths and states that are the usual ones", () => {
@@ -161,6 +206,7 @@ const REFUSED: readonly (readonly [
   [{}, "", "y", [], /"y", with four axes, is an output of the network/],
   [{}, "", "- y", [], /"y", with an axis of directions, is an output/],
   [{}, "", "Y", [node("Relu", "Y", "y")], /"Y" of an LSTM may be read by a Squeeze/],
+  [{ layout: 1 }, "", "- h", [], /Y_h of layout 1 is read/],
 ];
 
 for (const [attributes, inputs, outputs, readers, message] of REFUSED) {
@@ -170,6 +216,7 @@ for (const [attributes, inputs, outputs, readers, message] of REFUSED) {
       STEPS,
       node("LSTM", `t W R B${inputs}`, outputs, { hidden_size: H, ...attributes }, "cell"),
       ...(outputs === "Y" ? reader : []),
+      ...(outputs === "- h" ? [node("Relu", "h", "y")] : []),
     ];
     const graph = makeGraph([2, T, I], nodes, {
       ...WEIGHTS,
@@ -185,6 +232,15 @@ for (const [attributes, inputs, outputs, readers, message] of REFUSED) {
     });
   });
 }
+
+Deno.test("simplify() refuses to join directions that do not lie beside one another", () => {
+  const graph = makeGraph([2, T, I], [
+    STEPS,
+    node("LSTM", "t W R B", "Y", { direction: "bidirectional" }),
+    node("Reshape", "Y shape", "y"),
+  ], { ...BOTH, shape: int64(T, 2, 2 * H) });
+  throws(() => simplify(graph), /may be read by a Squeeze/);
+});
 
 for (
   const [changed, message] of [

@@ -4,9 +4,12 @@ import { fuseLayers } from "../../src/graph/layers.ts";
 import type { Graph } from "../../src/graph/graph.ts";
 import type { Device } from "../../src/gpu/device.ts";
 import { Plan } from "../../src/gpu/plan.ts";
+import type { OpContext } from "../../src/ops/context.ts";
 import { executableOperators, recordSteps } from "../../src/ops/ops.ts";
 import { channelsLast, checkOp, type CheckOptions } from "../_check_op.ts";
-import { forEachTarget, testDevice } from "../_gpu.ts";
+import { assertClose, forEachTarget, randomArray, testDevice } from "../_gpu.ts";
+import { lstmReference } from "../_reference_lstm.ts";
+import { clamp, roundTiesToEven } from "../_reference_quant.ts";
 import { activationReference, logSoftmaxReference } from "../_reference.ts";
 import { batchNormInputs, convBatchNorm, int64, makeGraph, node } from "../graph/_graphs.ts";
 
@@ -66,7 +69,8 @@ const CASES: readonly (readonly [string, Graph, CheckOptions?])[] = [
   // units that fill vec4 and units that do not, one step, an input behind another layer
   ["LSTM", lstm("forward", { steps: 5, inputs: 3, hidden: 8, bias: true })],
   ["LSTM, reverse", lstm("reverse", { steps: 4, inputs: 6, hidden: 5, bias: true })],
-  ["LSTM of one step without bias", lstm("forward", { steps: 1, inputs: 4, hidden: 12 })],
+  // 16 units and 16 rows: the gradient of the weights lies where products lay before
+  ["LSTM of one step without bias", lstm("forward", { steps: 1, inputs: 4, hidden: 16 })],
   [
     "LSTM on LSTM, final state, Gemm",
     makeGraph(["N", 3, 2], [
@@ -300,4 +304,63 @@ function activations(): (readonly [string, Graph, CheckOptions?])[] {
       scale: 2,
     },
   ]);
+}
+
+Deno.test("recordSteps() refuses a mean over the channels of sequences", async () => {
+  const graph = makeGraph(["N", 3, 4], [node("ReduceMean", "x", "y", { axes: [2], keepdims: 0 })]);
+  await assert.rejects(
+    checkOp(await testDevice(), graph),
+    /axes are \[2\] of a tensor of rank 3; only height and width, or steps/,
+  );
+});
+
+forEachTarget("recordSteps() quantizes states at run time", async (device) => {
+  const [steps, inputs, hidden] = [6, 3, 5];
+  const { graph, shapes } = channelsLast(
+    lstm("reverse", { steps, inputs, hidden, bias: true }),
+  );
+  using plan = new Plan(device);
+  const data = randomArray(4, 2 * steps * inputs);
+  const arrays = [...graph.initializers].map(([name, { shape, data }]) =>
+    [name, device.fromArray(shape, data as Float32Array)] as const
+  );
+  const x = device.fromArray([2, steps, inputs], data);
+  const parameters = new Map(arrays);
+  const context: OpContext = {
+    recorder: plan,
+    graph,
+    shapes,
+    values: new Map([["x", x]]),
+    parameter: (name) => ({ value: parameters.get(name)! }),
+    quantizer: () => undefined,
+    dynamicLayers: new Set([graph.nodes[0]!.name]),
+  };
+  recordSteps(context, fuseLayers(graph, new Set(), shapes));
+  plan.replay();
+  const found = await device.read(context.values.get("y")!);
+  const size = steps * inputs;
+  const read = [0, 1].map((n) => onRange([...data.subarray(n * size, (n + 1) * size)]));
+  const [w, b] = ["w", "b"].map((name) => graph.initializers.get(name)!.data as Float32Array);
+  const columns = inputs + hidden;
+  const { y } = lstmReference(
+    { samples: 2, steps, inputs, hidden, reverse: true },
+    (n, t, i) => read[n]![t * inputs + i]!,
+    (row, i) => w![row * columns + i]!,
+    (row, k) => w![row * columns + inputs + k]!,
+    (row) => b![row]!,
+    onRange,
+  );
+  // A state on the border of two codes would be off by a step: these are not.
+  assertClose(found, y.flat(2), { rtol: 0, atol: 1e-5 }, "y");
+  for (const tensor of [x, ...parameters.values()]) device.release(tensor);
+});
+
+/** DynamicQuantizeLinear and DequantizeLinear in float64. */
+function onRange(values: readonly number[]): number[] {
+  const low = Math.min(0, ...values), high = Math.max(0, ...values);
+  const scale = (high - low) / 255 || 1;
+  const zero = roundTiesToEven(-low / scale);
+  return values.map((value) =>
+    (clamp(roundTiesToEven(value / scale) + zero, 0, 255) - zero) * scale
+  );
 }
