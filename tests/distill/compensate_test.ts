@@ -1,6 +1,7 @@
 // Compensated rounding in whole students, on inputs whose neighbours are alike, as those of real networks are.
 import assert from "node:assert/strict";
 import type { ImageSet } from "../../src/data/image_set.ts";
+import { convolutionOf } from "../../src/distill/compensate.ts";
 import { distill } from "../../src/distill/distill.ts";
 import type { Recipe } from "../../src/distill/recipe.ts";
 import type { Device } from "../../src/gpu/device.ts";
@@ -111,3 +112,12 @@ function images(
   );
   return { count, height, width, channels, layout: "NCHW", dtype: "float32", data };
 }
+
+Deno.test("convolutionOf() sees every step of a sequence as a pixel", () => {
+  const gemm = node("Gemm", "x w", "y", { transB: 1, rank: 3 });
+  const shapes = new Map([["x", [2, 5, 3]], ["y", [2, 5, 7]]]);
+  const { batch, inHeight, inWidth, inChannels, outHeight, outWidth } = convolutionOf(shapes, gemm);
+  assert.deepEqual([batch, inHeight, inWidth, inChannels, outHeight, outWidth], [2, 5, 1, 3, 5, 1]);
+  const rows = convolutionOf(new Map([["x", [2, 3]], ["y", [2, 7]]]), gemm);
+  assert.deepEqual([rows.batch, rows.inHeight, rows.inChannels], [2, 1, 3]);
+});

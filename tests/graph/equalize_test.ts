@@ -245,3 +245,21 @@ for (const name of ["dscnn", "resnet8"] as const) {
     },
   });
 }
+
+Deno.test("equalizeLayers() follows the channels of sequences through single elements only", () => {
+  const layers = (between: readonly ReturnType<typeof node>[]) =>
+    simplify(makeGraph(["N", 4, 3], [
+      node("MatMul", "x v", "a", {}, "one"),
+      ...between,
+      node("MatMul", "b w", "y", {}, "two"),
+    ], { v: uneven(1, [3, 4]), w: [4, 2] }));
+  const x = randomValues(3, [2, 4, 3]);
+  const changed = (graph: Graph) => {
+    const { graph: equalized, scales } = equalizeLayers(graph);
+    assertSame(evaluate(equalized, x).get("y")!, evaluate(graph, x).get("y")!, ROUNDING);
+    return scales.has("one");
+  };
+  assert.ok(changed(layers([node("Relu", "a", "b")])));
+  // As many steps as channels: whoever took steps for channels would not notice by the sizes.
+  assert.ok(!changed(layers([node("Relu", "a", "r"), node("Concat", "a r", "b", { axis: 1 })])));
+});
