@@ -16,6 +16,11 @@ import {
 /** Parameters that share a learning rate: the grain of the flat buffer. */
 export const CHUNK_SIZE = 64;
 
+/** Floats that `floats` take in whole chunks. */
+export function wholeChunks(floats: number): number {
+  return Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
+}
+
 /** Adam over a flat buffer. */
 export interface AdamSpec {
   /** Floats, a multiple of 64. */

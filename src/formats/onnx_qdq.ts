@@ -10,6 +10,7 @@ import { ndArray, sizeOf } from "../core/nd_array.ts";
 import type { Graph, Node } from "../graph/graph.ts";
 import {
   type ActivationQParams,
+  areThresholds,
   type QTensor,
   type QuantizedGraph,
   scaleIndices,
@@ -267,7 +268,7 @@ function storageRange({ quantMin }: ActivationQParams): readonly [number, number
 function checkActivation(name: string, qparams: ActivationQParams): void {
   const { scale, zeroPoint, quantMin, quantMax, thresholds } = qparams;
   const [lowest, highest] = storageRange(qparams);
-  if (thresholds && !rises(thresholds, quantMax - quantMin)) {
+  if (thresholds && !areThresholds(thresholds, quantMax - quantMin)) {
     throw new RangeError(
       `Cannot quantize "${name}": thresholds ${thresholds.join(", ")}, expected ` +
         `${quantMax - quantMin} finite numbers that rise`,
@@ -282,14 +283,6 @@ function checkActivation(name: string, qparams: ActivationQParams): void {
         `${quantMax}, expected scale > 0 and integers within ${lowest} to ${highest}`,
     );
   }
-}
-
-/** Whether there are so many thresholds, in order. */
-function rises(thresholds: Float32Array, count: number): boolean {
-  return thresholds.length === count &&
-    thresholds.every((value, i) =>
-      Number.isFinite(value) && (i === 0 || value >= thresholds[i - 1]!)
-    );
 }
 
 function checkQTensor(

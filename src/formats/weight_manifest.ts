@@ -1,7 +1,7 @@
 // manifest.json of a weight bundle -> checked records. Unknown keys are allowed, so that later versions can add some.
 import { FormatError } from "../core/errors.ts";
 import { type DType, TYPED_ARRAYS } from "../core/nd_array.ts";
-import type { ActivationQParams } from "../graph/quantized_graph.ts";
+import { type ActivationQParams, areThresholds } from "../graph/quantized_graph.ts";
 import type { JsonObject, JsonValue } from "./strict_json.ts";
 import { quoteName } from "./untrusted.ts";
 
@@ -106,10 +106,7 @@ function readActivation(entry: Fields): { readonly tensor: string } & Activation
 
 function readThresholds(entry: Fields, count: number): Float32Array<ArrayBuffer> {
   const thresholds = Float32Array.from(entry.numbers("thresholds"));
-  const rises = thresholds.every((value, i) =>
-    Number.isFinite(value) && (i === 0 || value >= thresholds[i - 1]!)
-  );
-  if (thresholds.length === count && rises) return thresholds;
+  if (areThresholds(thresholds, count)) return thresholds;
   throw entry.error(
     "thresholds",
     `found ${thresholds.join(", ")}, expected ${count} numbers that rise`,

@@ -81,6 +81,20 @@ export interface ActivationQParams {
   readonly thresholds?: Float32Array<ArrayBuffer>;
 }
 
+/**
+ * Whether numbers can be the thresholds of an activation.
+ *
+ * @param thresholds the numbers
+ * @param count steps between its codes
+ * @returns true for so many finite numbers that do not fall
+ */
+export function areThresholds(thresholds: Float32Array, count: number): boolean {
+  return thresholds.length === count &&
+    thresholds.every((value, i) =>
+      Number.isFinite(value) && (i === 0 || value >= thresholds[i - 1]!)
+    );
+}
+
 /** A frozen student. */
 export interface QuantizedGraph {
   /** Channels first, batch norm folded; its initializers hold the dequantized float32 values. */

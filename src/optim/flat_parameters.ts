@@ -1,6 +1,6 @@
 // Many parameters in one flat buffer, with the optimizer's moments beside it, so that a step is one dispatch. Each
 // parameter starts at a multiple of 64 floats, which is also the grain of the learning rates.
-import { adam, CHUNK_SIZE, sgd } from "../../kernels/optimizer.ts";
+import { adam, CHUNK_SIZE, sgd, wholeChunks } from "../../kernels/optimizer.ts";
 import type { Device } from "../gpu/device.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { type Tensor, view } from "../gpu/tensor.ts";
@@ -34,7 +34,7 @@ export class FlatLayout {
    */
   take(floats: number, rate: number | ParameterRate): number {
     const start = this.#size;
-    this.#size += Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
+    this.#size += wholeChunks(floats);
     this.#rates.push({
       start,
       end: this.#size,

@@ -1,7 +1,7 @@
 // The activation quantizers of a student in training whose levels lie behind thresholds (N2UQ, Liu et al. 2022), as a part
 // of the flat parameters: log scale, start of the ramp, and its intervals.
 import { paddedSize } from "../../kernels/kernel.ts";
-import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import { CHUNK_SIZE, wholeChunks } from "../../kernels/optimizer.ts";
 import {
   encodeThresholdEntries,
   GRID_SIZE,
@@ -65,7 +65,7 @@ export class ThresholdParameters implements Disposable {
         thresholds,
         shortest: SHORTEST * (state.quantMax - state.quantMin) * state.scale,
       };
-      sums += roundUp(paddedSize([thresholds + 2, channels]));
+      sums += wholeChunks(paddedSize([thresholds + 2, channels]));
       return { ...threshold, knots, entry };
     });
     const flat = (floats: number, label: string) =>
@@ -160,8 +160,4 @@ export class ThresholdParameters implements Disposable {
   [Symbol.dispose](): void {
     for (const tensor of [this.#grids, this.#sums, this.#table]) this.#device.release(tensor);
   }
-}
-
-function roundUp(floats: number): number {
-  return Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
 }

@@ -2,7 +2,7 @@
 // or biases, log-scales of activations), so that quantizing all weights, updating all scales and stepping the optimizer
 // are one dispatch each. Every tensor starts at a multiple of 64 floats, the grain of the learning rates.
 import { type Kernel, paddedSize } from "../../kernels/kernel.ts";
-import { CHUNK_SIZE } from "../../kernels/optimizer.ts";
+import { CHUNK_SIZE, wholeChunks } from "../../kernels/optimizer.ts";
 import {
   hardenSoftRounding,
   initializeSoftRounding,
@@ -120,7 +120,7 @@ export class TrainingParameters implements Disposable {
         beta: layout.take(channels, batchNorm || bias ? biasRate(rates) : 0),
         weight: weightSize,
       });
-      weightSize += roundUp(floats);
+      weightSize += wholeChunks(floats);
     }
     this.#activations = new ActivationParameters(device, student, activations, layout, state, {
       ...options,
@@ -353,8 +353,4 @@ export class TrainingParameters implements Disposable {
       this.#byBias.set(layer.biasName, trainable(beta, layer.biasName));
     }
   }
-}
-
-function roundUp(floats: number): number {
-  return Math.ceil(floats / CHUNK_SIZE) * CHUNK_SIZE;
 }
