@@ -24,6 +24,18 @@ export const CONVOLUTIONS: readonly ConvolutionCase[] = [
   { channels: 64, size: 8 },
 ];
 
+/** An LSTM over a batch of sequences. */
+export interface LstmCase {
+  readonly inputs: number;
+  readonly hidden: number;
+  readonly steps: number;
+  /** The samples whose results have gradients. */
+  readonly checked: readonly number[];
+}
+
+/** The LSTM that peers run. */
+export const LSTM: LstmCase = { inputs: 128, hidden: 128, steps: 64, checked: [0, 41] };
+
 /**
  * A network that every peer can train: 3x3 convolutions with ReLU, the mean over the pixels, a linear layer,
  * cross-entropy, plain SGD. It has no biases.
@@ -49,6 +61,34 @@ export function matmulOperations(size: number): number {
 /** Floating-point operations of a forward pass; backward has two such passes. */
 export function convolutionOperations({ channels, size }: ConvolutionCase): number {
   return 2 * 9 * channels ** 2 * size ** 2 * BATCH;
+}
+
+/** Floating-point operations of a forward pass; backward has two such passes. */
+export function lstmOperations({ inputs, hidden, steps }: LstmCase): number {
+  return 2 * 4 * hidden * (inputs + hidden) * steps * BATCH;
+}
+
+/** The inputs of the LSTM. */
+export function lstmInputs({ inputs: features, hidden, steps, checked }: LstmCase): {
+  /** [64, T, I] */
+  x: Float32Array<ArrayBuffer>;
+  /** [4 H, I + H], rows of the gates i, o, f, g. */
+  w: Float32Array<ArrayBuffer>;
+  /** [4 H] */
+  b: Float32Array<ArrayBuffer>;
+  /** [64, T, H]: 0 but for the checked samples. */
+  dy: Float32Array<ArrayBuffer>;
+} {
+  const size = steps * hidden;
+  const dy = inputs(BATCH * size, 18).map((value, i) =>
+    checked.includes(Math.floor(i / size)) ? value : 0
+  );
+  return {
+    x: inputs(BATCH * steps * features, 15),
+    w: inputs(4 * hidden * (features + hidden), 16, 0.15),
+    b: inputs(4 * hidden, 17),
+    dy,
+  };
 }
 
 /**

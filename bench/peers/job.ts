@@ -14,6 +14,8 @@ import {
   BATCH,
   convolutionOperations,
   CONVOLUTIONS,
+  LSTM,
+  lstmOperations,
   MATMUL_SIZES,
   matmulOperations,
   SMALL_CNN,
@@ -27,6 +29,7 @@ import { smallCnnLosses } from "./reference.ts";
 export const TOPICS = {
   "matmul": false,
   "convolution": false,
+  "lstm": false,
   "small-cnn": false,
   "training": true,
   "qat": true,
@@ -82,6 +85,14 @@ export function makeJob({ topics, data, samples, threads, folder }: JobOptions):
         };
       })
       : [],
+    ...(has("lstm") && {
+      lstm: {
+        ...LSTM,
+        forward: `LSTM ${LSTM.hidden}, ${LSTM.steps} steps, forward`,
+        backward: `LSTM ${LSTM.hidden}, ${LSTM.steps} steps, forward + backward`,
+        operations: lstmOperations(LSTM),
+      },
+    }),
     ...(has("small-cnn") && {
       smallCnn: {
         case: "small CNN, training step",

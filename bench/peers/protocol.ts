@@ -2,7 +2,7 @@
 // JSON, and prints one line of JSON for every thing it has to say.
 import { gigaRates, type Row, row } from "../harness.ts";
 import type { Machine } from "../result_file.ts";
-import type { ConvolutionCase, SMALL_CNN } from "./cases.ts";
+import type { ConvolutionCase, LstmCase, SMALL_CNN } from "./cases.ts";
 
 /** File of the int8 student in the job's folder: stilla leaves it for other runtimes. */
 export const STUDENT_FILE = "student_int8.onnx";
@@ -17,6 +17,7 @@ export interface Job {
   readonly folder: string;
   readonly matmuls: readonly MatmulJob[];
   readonly convolutions: readonly ConvolutionJob[];
+  readonly lstm?: LstmJob;
   readonly smallCnn?: SmallCnnJob;
   readonly resnet20?: ResNet20Job;
   /** Results of stilla that later peers must reproduce, by name. */
@@ -33,6 +34,14 @@ export interface MatmulJob {
 
 /** A convolution, forward and both ways. */
 export interface ConvolutionJob extends ConvolutionCase {
+  readonly forward: string;
+  readonly backward: string;
+  /** Floating-point operations of the forward pass. */
+  readonly operations: number;
+}
+
+/** An LSTM, forward and both ways. */
+export interface LstmJob extends LstmCase {
   readonly forward: string;
   readonly backward: string;
   /** Floating-point operations of the forward pass. */

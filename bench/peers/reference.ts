@@ -5,6 +5,8 @@ import {
   type ConvolutionCase,
   convolutionInputs,
   inputs,
+  type LstmCase,
+  lstmInputs,
   SMALL_CNN,
   type SmallCnn,
 } from "./cases.ts";
@@ -94,6 +96,71 @@ export function convolutionElements(
     dx: spread(x.length).map((index) => [index, around(index, dy, -1)] as const),
     dw: spread(w.length).map((index) => [index, weightGradient(index)] as const),
   };
+}
+
+/** Elements of an LSTM's results and gradients; of y and dx those of the checked samples. */
+export function lstmElements(
+  lstm: LstmCase,
+): Readonly<Record<"y" | "dx" | "dw" | "db", Elements>> {
+  const { inputs: features, hidden, steps, checked } = lstm;
+  const { x, w, b, dy } = lstmInputs(lstm);
+  const columns = features + hidden, rows = 4 * hidden;
+  const sigmoid = (value: number) => 1 / (1 + Math.exp(-value));
+  const dw = new Float64Array(rows * columns), db = new Float64Array(rows);
+  const y: [number, number][] = [], dx: [number, number][] = [];
+  for (const n of checked) {
+    // What each step read, its gates and its cell.
+    const read: Float64Array[] = [], gates: Float64Array[] = [], cells: Float64Array[] = [];
+    let h = new Float64Array(hidden), c = new Float64Array(hidden);
+    for (let t = 0; t < steps; t++) {
+      const z = Float64Array.from(b);
+      const from = (n * steps + t) * features;
+      const seen = Float64Array.from([...x.subarray(from, from + features), ...h]);
+      for (let row = 0; row < rows; row++) {
+        for (let k = 0; k < columns; k++) z[row]! += w[row * columns + k]! * seen[k]!;
+        z[row] = row < 3 * hidden ? sigmoid(z[row]!) : Math.tanh(z[row]!);
+      }
+      c = c.map((last, j) => z[2 * hidden + j]! * last + z[j]! * z[3 * hidden + j]!);
+      h = c.map((cell, j) => z[hidden + j]! * Math.tanh(cell));
+      read.push(seen);
+      gates.push(z);
+      cells.push(c);
+      h.forEach((value, j) => y.push([(n * steps + t) * hidden + j, value]));
+    }
+    const dc = new Float64Array(hidden);
+    let dh = new Float64Array(hidden);
+    for (let t = steps - 1; t >= 0; t--) {
+      const z = gates[t]!;
+      const dz = new Float64Array(rows);
+      for (let j = 0; j < hidden; j++) {
+        const [i, o, f, g] = [0, 1, 2, 3].map((gate) => z[gate * hidden + j]!) as [
+          number,
+          number,
+          number,
+          number,
+        ];
+        const slope = dh[j]! + dy[(n * steps + t) * hidden + j]!;
+        const value = Math.tanh(cells[t]![j]!);
+        const own = dc[j]! + slope * o * (1 - value ** 2);
+        dz[j] = own * g * i * (1 - i);
+        dz[hidden + j] = slope * value * o * (1 - o);
+        dz[2 * hidden + j] = own * (cells[t - 1]?.[j] ?? 0) * f * (1 - f);
+        dz[3 * hidden + j] = own * i * (1 - g ** 2);
+        dc[j] = own * f;
+      }
+      const back = new Float64Array(columns);
+      for (let row = 0; row < rows; row++) {
+        db[row]! += dz[row]!;
+        for (let k = 0; k < columns; k++) {
+          dw[row * columns + k]! += dz[row]! * read[t]![k]!;
+          back[k]! += dz[row]! * w[row * columns + k]!;
+        }
+      }
+      for (let k = 0; k < features; k++) dx.push([(n * steps + t) * features + k, back[k]!]);
+      dh = back.slice(features);
+    }
+  }
+  return { y, dx, dw: [...dw.entries()], db: [...db.entries()] };
 }
 
 /**

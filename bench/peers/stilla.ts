@@ -6,14 +6,25 @@ import {
   type Conv2dSpec,
 } from "../../kernels/conv2d.ts";
 import { gemm } from "../../kernels/gemm.ts";
+import { binaryForward } from "../../kernels/elementwise.ts";
+import { Tape } from "../../src/autograd/tape.ts";
 import { Device } from "../../src/gpu/device.ts";
 import { Plan } from "../../src/gpu/plan.ts";
+import { recordLstm } from "../../src/ops/lstm.ts";
 import { checkElements } from "../harness.ts";
 import { describeMachine } from "../result_file.ts";
-import { BATCH, convolutionInputs, NCHW_TO_NHWC, NHWC_TO_NCHW, transpose } from "./cases.ts";
+import {
+  BATCH,
+  convolutionInputs,
+  lstmInputs,
+  NCHW_TO_NHWC,
+  NHWC_TO_NCHW,
+  transpose,
+} from "./cases.ts";
 import {
   attempt,
   type ConvolutionJob,
+  type LstmJob,
   type MatmulJob,
   measure,
   type QueuedWork,
@@ -23,6 +34,7 @@ import {
 import {
   convolutionElements,
   LOSS_TOLERANCE,
+  lstmElements,
   matmulElements,
   matrices,
   TOLERANCE,
@@ -40,6 +52,8 @@ for (const matmul of job.matmuls) await attempt(matmul.case, () => multiply(matm
 for (const convolution of job.convolutions) {
   await attempt(convolution.forward, () => convolve(convolution));
 }
+const { lstm } = job;
+if (lstm) await attempt(lstm.backward, () => recur(lstm));
 const { smallCnn: cnn } = job;
 if (cnn) {
   await attempt(cnn.case, async () => {
@@ -90,6 +104,43 @@ async function convolve(convolution: ConvolutionJob): Promise<void> {
   await measure(convolution.forward, job.samples, queue(() => forward.replay()), operations);
   await measure(convolution.backward, job.samples, queue(() => both.replay()), 3 * operations);
   for (const tensor of [x, w, dy, y, dx, dw]) device.release(tensor);
+}
+
+async function recur(lstm: LstmJob): Promise<void> {
+  const { inputs: features, hidden, steps, operations } = lstm;
+  const { x, w, b, dy } = lstmInputs(lstm);
+  const tensors = {
+    x: device.fromArray([BATCH, steps, features], x),
+    w: device.fromArray([4 * hidden, features + hidden], w),
+    b: device.fromArray([4 * hidden], b),
+    dy: device.fromArray([BATCH, steps, hidden], dy),
+    dw: device.tensor([4 * hidden, features + hidden]),
+    db: device.tensor([4 * hidden]),
+  };
+  const node = { name: "lstm", opType: "LSTM", inputs: ["x", "w", "b"], outputs: ["y"] };
+  const record = (plan: Plan, tape?: Tape) =>
+    recordLstm({ recorder: plan, ...(tape && { tape }) }, { ...node, attributes: {} }, tensors.x, {
+      weight: { value: tensors.w, ...(tape && { gradient: tensors.dw }) },
+      bias: { value: tensors.b, ...(tape && { gradient: tensors.db }) },
+      quantizesStates: false,
+    });
+  using forward = new Plan(device), both = new Plan(device);
+  const y = record(forward);
+  const tape = new Tape(both, (shape) => binaryForward({ operator: "add", a: shape, b: shape }));
+  tape.watch(tensors.x);
+  tape.share(record(both, tape), tensors.dy);
+  tape.backward();
+  forward.replay();
+  both.replay();
+  const expected = lstmElements(lstm);
+  const found = { y, dx: tape.gradient(tensors.x)!, dw: tensors.dw, db: tensors.db };
+  for (const [name, tensor] of Object.entries(found)) {
+    const elements = expected[name as keyof typeof expected];
+    checkElements(name, await device.read(tensor), elements, TOLERANCE);
+  }
+  await measure(lstm.forward, job.samples, queue(() => forward.replay()), operations);
+  await measure(lstm.backward, job.samples, queue(() => both.replay()), 3 * operations);
+  for (const tensor of Object.values(tensors)) device.release(tensor);
 }
 
 function specOf({ channels, size }: ConvolutionJob): Conv2dSpec {

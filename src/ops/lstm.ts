@@ -33,7 +33,7 @@ const SAMPLES = 16;
  * @returns [N, T, H]
  */
 export function recordLstm(
-  context: OpContext,
+  context: Pick<OpContext, "recorder" | "tape">,
   node: Node,
   x: Tensor,
   { weight, bias, quantizesStates }: {

@@ -3,11 +3,13 @@ import {
   BATCH,
   convolutionInputs,
   inputs,
+  lstmInputs,
   NCHW_TO_NHWC,
   NHWC_TO_NCHW,
   transpose,
 } from "../../bench/peers/cases.ts";
-import { convolutionElements, matmulElements } from "../../bench/peers/reference.ts";
+import { lstmReference } from "../_reference_lstm.ts";
+import { convolutionElements, lstmElements, matmulElements } from "../../bench/peers/reference.ts";
 import { missingLines, peerTable } from "../../bench/peers/table.ts";
 import { parseArguments } from "../../bench/peers.ts";
 import { UsageError } from "../../src/cli/flags.ts";
@@ -57,6 +59,34 @@ Deno.test("convolutionElements() agrees with the reference of the kernels' tests
     for (const [index, value] of elements) {
       const error = Math.abs(value - expected[name as keyof typeof expected][index]!);
       assert.ok(error < 1e-4, `${name}[${index}] differs by ${error}`); // the reference rounded to float32
+    }
+  }
+});
+
+Deno.test("lstmElements() are the LSTM's, and its gradients those of finite differences", () => {
+  const lstm = { inputs: 2, hidden: 3, steps: 4, checked: [1] };
+  const { x, w, b, dy } = lstmInputs(lstm);
+  const of = (values: Record<"x" | "w" | "b", Float64Array>) =>
+    lstmReference(
+      { samples: 2, steps: 4, inputs: 2, hidden: 3, reverse: false },
+      (n, t, i) => values.x[(n * 4 + t) * 2 + i]!,
+      (row, i) => values.w[row * 5 + i]!,
+      (row, k) => values.w[row * 5 + 2 + k]!,
+      (row) => values.b[row]!,
+    ).y.flat(2);
+  const start = { x: Float64Array.from(x), w: Float64Array.from(w), b: Float64Array.from(b) };
+  const elements = lstmElements(lstm);
+  const y = of(start);
+  assert.equal(elements.y.length, 12);
+  for (const [i, value] of elements.y) assert.ok(Math.abs(value - y[i]!) < 1e-12);
+  for (const [name, of_] of [["x", "dx"], ["w", "dw"], ["b", "db"]] as const) {
+    for (const [i, value] of elements[of_]) {
+      const loss = (step: number) => {
+        const moved = { ...start, [name]: start[name].with(i, start[name][i]! + step) };
+        return of(moved).reduce((sum, y, j) => sum + y * dy[j]!, 0);
+      };
+      const slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+      assert.ok(Math.abs(value - slope) < 1e-8, `${of_}[${i}] is ${value}, expected ${slope}`);
     }
   }
 });

@@ -1,4 +1,4 @@
-"""Matrix products and convolutions, checked against PyTorch's own float64."""
+"""Matrix products, convolutions and an LSTM, checked against PyTorch's own float64."""
 import torch
 import torch.nn.functional as F
 
@@ -13,6 +13,8 @@ def run_products(job, mode):
         attempt(matmul["case"], lambda: multiply(job, mode, matmul))
     for convolution in job["convolutions"]:
         attempt(convolution["forward"], lambda: convolve(job, mode, convolution))
+    if "lstm" in job:
+        attempt(job["lstm"]["backward"], lambda: recur(job, mode, job["lstm"]))
 
 
 def multiply(job, mode, matmul):
@@ -69,3 +71,53 @@ def both_ways(conv2d, x, w, dy):
     x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
     y = conv2d(x, w, padding=1)
     return (y.detach(), *torch.autograd.grad(y, (x, w), dy))
+
+
+def recur(job, mode, case):
+    """An LSTM over a batch of sequences: forward alone, and forward with all gradients."""
+    features, hidden, steps = case["inputs"], case["hidden"], case["steps"]
+    x = torch.from_numpy(inputs(BATCH * steps * features, 15)).view(BATCH, steps, features)
+    w = torch.from_numpy(inputs(4 * hidden * (features + hidden), 16, 0.15)).view(4 * hidden, -1)
+    b = torch.from_numpy(inputs(4 * hidden, 17))
+    dy = torch.from_numpy(inputs(BATCH * steps * hidden, 18)).view(BATCH, steps, hidden)
+    mask = torch.zeros(BATCH, 1, 1)
+    mask[list(case["checked"])] = 1
+    dy = dy * mask
+
+    def network(dtype):
+        lstm = torch.nn.LSTM(features, hidden, batch_first=True).to(dtype)
+        # Rows of the gates i, o, f, g; PyTorch has i, f, g, o.
+        order = torch.cat([torch.arange(g * hidden, (g + 1) * hidden) for g in (0, 2, 3, 1)])
+        with torch.no_grad():
+            lstm.weight_ih_l0.copy_(w[order, :features])
+            lstm.weight_hh_l0.copy_(w[order, features:])
+            lstm.bias_ih_l0.copy_(b[order])
+            lstm.bias_hh_l0.zero_()
+        return lstm
+
+    def all_ways(lstm, x, dy):
+        x = x.detach().requires_grad_()
+        y = lstm(x)[0]
+        return (y.detach(), *torch.autograd.grad(y, (x, *lstm.parameters()), dy))
+
+    expected = all_ways(network(torch.float64), x.double(), dy.double())
+    lstm = network(torch.float32).to(mode.device)
+    on_device = mode.put(x), mode.put(dy)
+    results = {}
+
+    def forward():
+        with torch.no_grad():
+            results["y"] = lstm(on_device[0])[0]
+
+    def both():
+        results["all"] = all_ways(lstm, *on_device)
+
+    run_forward, run_both = mode.recorded(forward), mode.recorded(both)
+    run_forward()
+    run_both()
+    names = ("y", "dx", "dw of inputs", "dw of states", "db", "db of states")
+    for name, found, wanted in zip(names, results["all"], expected):
+        check_close(name, found.cpu(), wanted, mode.tolerance)
+    operations = case["operations"]
+    measure(case["forward"], job["samples"], run_forward, mode.finish, operations)
+    measure(case["backward"], job["samples"], run_both, mode.finish, 3 * operations)
