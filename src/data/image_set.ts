@@ -9,6 +9,8 @@ export type PixelType = "uint8" | "int8" | "float32";
 
 /** Inputs of a network as the user stored them; nothing is converted before {@linkcode normalize}. */
 export interface ImageSet {
+  /** Whether the rows are steps of a sequence. */
+  readonly isSequence?: boolean;
   /** Number of inputs. */
   readonly count: number;
   /** Rows of one input. */
@@ -107,17 +109,31 @@ export function recogniseImages(array: NdArray, expected: InputSize, path: strin
   const [a, b, c] = axes;
   const [channels, height, width] = layout === "NCHW" ? [a, b, c] : [c, a, b];
   // The dtype was checked above, so `data` is one of the three.
-  return { count, height, width, channels, layout, dtype, data: data as ImageSet["data"] };
+  const { isSequence } = expected;
+  return {
+    ...(isSequence && { isSequence }),
+    count,
+    height,
+    width,
+    channels,
+    layout,
+    dtype,
+    data: data as ImageSet["data"],
+  };
 }
 
 /**
  * What was recognised, for the user to see.
  *
  * @param set the inputs
- * @returns for example `10000 inputs of 3 x 32 x 32, uint8, channels first (NCHW)`
+ * @returns for example `10000 inputs of 3 x 32 x 32, uint8, channels first (NCHW)`, or
+ * `1000 sequences of 64 steps of 108 features, float32`
  */
 export function describeImages(set: ImageSet): string {
   const { count, channels, height, width, dtype, layout } = set;
+  if (set.isSequence) {
+    return `${count} sequences of ${height} steps of ${channels} features, ${dtype}`;
+  }
   const order = layout === "NCHW" ? "channels first" : "channels last";
   return `${count} inputs of ${channels} x ${height} x ${width}, ${dtype}, ${order} (${layout})`;
 }

@@ -152,6 +152,7 @@ Deno.test("recogniseImages() takes sequences as they are stored", () => {
     [set.count, set.height, set.width, set.channels, set.layout],
     [2, 4, 1, 3, "NHWC"],
   );
+  assert.equal(describeImages(set), "2 sequences of 4 steps of 3 features, float32");
   // a mean and a deviation for each feature
   const rows = normalize(set, [1], { mean: [1, 2, 3], std: [1, 2, 4], scale: null });
   assert.deepEqual([...rows.subarray(0, 3)], [12 - 1, (13 - 2) / 2, (14 - 3) / 4]);
